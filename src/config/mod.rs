@@ -1,0 +1,1 @@
+//! What the operator wrote becomes what the program may rely on.

@@ -1,0 +1,1 @@
+//! One download per digest and upstream, followed by any number of readers.

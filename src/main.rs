@@ -1,0 +1,2 @@
+//! The `cachalot` program.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Decisions: which upstream, hit, join, miss, stale, revalidate or pass through.

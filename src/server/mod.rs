@@ -1,0 +1,1 @@
+//! The HTTP edge: the only home of axum and hyper.

@@ -1,0 +1,1 @@
+//! Bytes in the data directory, and the only code that touches it.

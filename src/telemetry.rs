@@ -1,0 +1,1 @@
+//! Log output: its format, its level, and where it goes.

@@ -1,0 +1,1 @@
+//! Talking to registries: the only home of reqwest.
