@@ -6,9 +6,13 @@ pub mod manifest;
 pub mod media;
 pub mod name;
 pub mod range;
+pub mod referrers;
 pub mod route;
 pub mod verify;
 
 pub use digest::{Algorithm, Digest};
+pub use error::{ErrorCode, error_body};
 pub use name::{Reference, RegistryName, Repository, RepositoryName, Tag};
+pub use range::{ByteRange, RangeRequest, RangeSpec};
+pub use route::{Endpoint, Route, RouteError};
 pub use verify::{Mismatch, Verified, Verifier};
