@@ -23,11 +23,12 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::digest::{Digest, InvalidDigest};
 use super::error::ErrorCode;
 use super::name::{InvalidReference, Reference};
+use super::query::{self, BadParameter, Parameter, decode};
 
 /// The longest path that is read, in bytes.
 pub const PATH_BYTES_MAX: usize = 4 * 1024;
@@ -37,13 +38,7 @@ pub const QUERY_BYTES_MAX: usize = 16 * 1024;
 pub const PREFIX_BYTES_MAX: usize = 255;
 /// The longest raw name, in bytes: a repository name and the name of its registry before it.
 pub const NAME_BYTES_MAX: usize = 512;
-/// The longest value of `ns`, in bytes: a host name and a port.
-pub const NAMESPACE_BYTES_MAX: usize = 260;
-/// How many artifact types one referrers request may name.
-pub const ARTIFACT_TYPES_MAX: usize = 64;
 
-/// The longest `last` and the longest `artifactType`, in bytes.
-const VALUE_BYTES_MAX: usize = 255;
 /// How much of a refused text is repeated in a message.
 const QUOTED_CHARS_MAX: usize = 80;
 
@@ -119,31 +114,13 @@ pub enum RouteError {
     #[error("the path is badly percent-encoded")]
     BadEncoding,
     /// The value of a query parameter makes no sense.
-    #[error("query parameter {parameter} is {problem}")]
-    BadQuery {
-        /// Which one.
-        parameter: Parameter,
-        /// What is wrong with it: "not a number".
-        problem: &'static str,
-    },
+    #[error(transparent)]
+    BadQuery(#[from] BadParameter),
     /// The path or the query is longer than any that means something.
     #[error(
         "the URL is too long: at most {PATH_BYTES_MAX} bytes of path and {QUERY_BYTES_MAX} bytes of query are read"
     )]
     TooLong,
-}
-
-/// The query parameters that mean something.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Parameter {
-    /// `ns`
-    Namespace,
-    /// `n`
-    Limit,
-    /// `last`
-    Last,
-    /// `artifactType`
-    ArtifactType,
 }
 
 /// The status that a [`RouteError`] is answered with.
@@ -166,7 +143,7 @@ pub fn parse(path: &str, query: Option<&str>) -> Result<Route, RouteError> {
     let root = segments.iter().position(|segment| segment == "v2").ok_or(RouteError::NotRegistry)?;
     let (before, after) = (&segments[..root], &segments[root + 1..]);
     let prefix = prefix(before)?;
-    let namespace = namespace(query)?;
+    let namespace = query::namespace(query)?;
     let (name, endpoint) = if after.is_empty() || after == [""] {
         (String::new(), Endpoint::Ping)
     } else {
@@ -223,9 +200,9 @@ fn endpoint(tail: Tail<'_>, query: &str) -> Result<Endpoint, RouteError> {
         })?),
         Tail::Blob(digest) => Endpoint::Blob(digest.parse()?),
         Tail::Referrers(digest) => {
-            Endpoint::Referrers { subject: digest.parse()?, artifact_types: artifact_types(query)? }
+            Endpoint::Referrers { subject: digest.parse()?, artifact_types: query::artifact_types(query)? }
         }
-        Tail::Tags => Endpoint::Tags { limit: limit(query)?, last: last(query)? },
+        Tail::Tags => Endpoint::Tags { limit: query::limit(query)?, last: query::last(query)? },
         Tail::Upload => Endpoint::Upload,
         Tail::Catalog => Endpoint::Catalog,
     })
@@ -262,98 +239,6 @@ fn join_name(segments: &[Cow<'_, str>]) -> Result<String, RouteError> {
     } else {
         Err(RouteError::InvalidName(quoted(&name)))
     }
-}
-
-// The query.
-
-/// The decoded values of a parameter, leaving out empty ones.
-fn values(query: &str, parameter: Parameter) -> impl Iterator<Item = Result<Cow<'_, str>, RouteError>> {
-    query
-        .split('&')
-        .filter_map(move |pair| {
-            let (key, value) = pair.split_once('=')?;
-            (decode(key)? == parameter.as_str()).then_some(value)
-        })
-        .filter(|value| !value.is_empty())
-        .map(move |value| decode(value).ok_or(RouteError::BadQuery { parameter, problem: "badly percent-encoded" }))
-}
-
-/// The one value of a parameter that has no meaning twice, unless both times it is the same.
-fn single(query: &str, parameter: Parameter) -> Result<Option<Cow<'_, str>>, RouteError> {
-    let mut values = values(query, parameter);
-    let first = values.next().transpose()?;
-    for other in values {
-        if Some(other?) != first {
-            return Err(RouteError::BadQuery { parameter, problem: "given twice, with different values" });
-        }
-    }
-    Ok(first)
-}
-
-/// `ns`. Its characters are checked because it is sent back in a header, its meaning later.
-fn namespace(query: &str) -> Result<Option<String>, RouteError> {
-    let Some(value) = single(query, Parameter::Namespace)? else { return Ok(None) };
-    let legal = |b: u8| b.is_ascii_alphanumeric() || b"._:-[]".contains(&b);
-    if value.len() <= NAMESPACE_BYTES_MAX && value.bytes().all(legal) {
-        Ok(Some(value.into_owned()))
-    } else {
-        Err(RouteError::BadQuery { parameter: Parameter::Namespace, problem: "not a registry: a host name and port" })
-    }
-}
-
-/// `n`. A number beyond 64 bits is as good as the largest.
-fn limit(query: &str) -> Result<Option<u64>, RouteError> {
-    let Some(value) = single(query, Parameter::Limit)? else { return Ok(None) };
-    if value.bytes().all(|b| b.is_ascii_digit()) {
-        Ok(Some(value.parse().unwrap_or(u64::MAX)))
-    } else {
-        Err(RouteError::BadQuery { parameter: Parameter::Limit, problem: "not a number" })
-    }
-}
-
-/// `last`. Not necessarily a legal tag: some registries list others, and any text has a place in the order.
-fn last(query: &str) -> Result<Option<String>, RouteError> {
-    let value = single(query, Parameter::Last)?;
-    value.map(|value| plain(value, Parameter::Last)).transpose()
-}
-
-fn artifact_types(query: &str) -> Result<Vec<String>, RouteError> {
-    let parameter = Parameter::ArtifactType;
-    let mut types: Vec<String> = Vec::new();
-    for value in values(query, parameter) {
-        let value = plain(value?, parameter)?;
-        if types.contains(&value) {
-            continue;
-        }
-        if types.len() == ARTIFACT_TYPES_MAX {
-            return Err(RouteError::BadQuery { parameter, problem: "given too often" });
-        }
-        types.push(value);
-    }
-    Ok(types)
-}
-
-fn plain(value: Cow<'_, str>, parameter: Parameter) -> Result<String, RouteError> {
-    if value.len() > VALUE_BYTES_MAX {
-        Err(RouteError::BadQuery { parameter, problem: "too long" })
-    } else if value.chars().any(char::is_control) {
-        Err(RouteError::BadQuery { parameter, problem: "not plain text" })
-    } else {
-        Ok(value.into_owned())
-    }
-}
-
-/// Undoes percent-encoding; `None` where it is not one (`percent_decode_str` would let a stray `%` pass).
-fn decode(text: &str) -> Option<Cow<'_, str>> {
-    if !text.contains('%') {
-        return Some(Cow::Borrowed(text));
-    }
-    let is_escape =
-        |rest: &str| rest.as_bytes().first_chunk::<2>().is_some_and(|hex| hex.iter().all(u8::is_ascii_hexdigit));
-    if !text.split('%').skip(1).all(is_escape) {
-        return None;
-    }
-    percent_decode_str(text).decode_utf8().ok()
 }
 
 fn quoted(text: &str) -> String {
@@ -412,7 +297,7 @@ impl RouteError {
             Self::InvalidName(_) | Self::BadEncoding => ErrorCode::NameInvalid,
             Self::InvalidReference(_) => ErrorCode::ManifestUnknown,
             Self::InvalidDigest(_) => ErrorCode::DigestInvalid,
-            Self::BadQuery { parameter, .. } => match parameter {
+            Self::BadQuery(BadParameter { parameter, .. }) => match parameter {
                 Parameter::Namespace => ErrorCode::NameInvalid,
                 Parameter::Limit => ErrorCode::PaginationNumberInvalid,
                 Parameter::Last | Parameter::ArtifactType => ErrorCode::Unsupported,
@@ -429,32 +314,10 @@ impl RouteError {
             Self::NotRegistry | Self::UnknownPrefix(_) | Self::UnknownEndpoint | Self::InvalidReference(_) => {
                 RouteStatus::NotFound
             }
-            Self::InvalidName(_)
-            | Self::InvalidDigest(_)
-            | Self::BadEncoding
-            | Self::BadQuery { .. }
-            | Self::TooLong => RouteStatus::BadRequest,
+            Self::InvalidName(_) | Self::InvalidDigest(_) | Self::BadEncoding | Self::BadQuery(_) | Self::TooLong => {
+                RouteStatus::BadRequest
+            }
         }
-    }
-}
-
-// === impl Parameter ===
-
-impl Parameter {
-    /// Its name in the query.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Namespace => "ns",
-            Self::Limit => "n",
-            Self::Last => "last",
-            Self::ArtifactType => "artifactType",
-        }
-    }
-}
-
-impl fmt::Display for Parameter {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
     }
 }
 
@@ -464,6 +327,7 @@ mod tests {
 
     use super::*;
     use crate::oci::Tag;
+    use crate::oci::query::{ARTIFACT_TYPES_MAX, NAMESPACE_BYTES_MAX};
 
     /// `D` and `E` in the tables stand for digests, here and in the URLs.
     fn expand(text: &str) -> String {
@@ -495,7 +359,8 @@ mod tests {
                 format!("tags{}{}", limit.unwrap_or_default(), last.unwrap_or_default())
             }
             Endpoint::Referrers { subject, artifact_types } => {
-                format!("referrers {subject}{}", artifact_types.iter().map(|t| format!(" {t}")).collect::<String>())
+                let types = artifact_types.iter().map(String::as_str);
+                ["referrers", &subject.to_string()].into_iter().chain(types).collect::<Vec<_>>().join(" ")
             }
             Endpoint::Upload => "upload".to_owned(),
             Endpoint::Catalog => "catalog".to_owned(),
@@ -507,6 +372,7 @@ mod tests {
 
     #[test]
     #[rustfmt::skip]
+    #[expect(clippy::too_many_lines, reason = "one table, to be read as a whole")]
     fn the_whole_grammar_in_one_table() {
         let table = [
             // ping
@@ -644,7 +510,7 @@ mod tests {
         let ok = |url: String| assert!(!reading(&url).starts_with('4'), "{url}");
         let refused = |url: String, expected: &str| assert_eq!(reading(&url), expected, "{url}");
         let types = |count: usize| {
-            let types = (0..count).map(|i| format!("&artifactType=a/{i}")).collect::<String>();
+            let types = (0..count).map(|i| format!("artifactType=a/{i}")).collect::<Vec<_>>().join("&");
             expand(&format!("/v2/a/referrers/{{D}}?{types}"))
         };
         ok(format!("/v2/{}/manifests/x", "a".repeat(NAME_BYTES_MAX)));
