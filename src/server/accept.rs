@@ -272,3 +272,6 @@ impl Incoming for TcpListener {
         Ok((stream, ConnectionInfo { peer, local }))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -16,8 +16,8 @@ use http_body::{Frame, SizeHint};
 use super::connection::AbortHandle;
 use crate::store::{OpenFile, Piece, Pieces};
 
-/// How much is read from a file at a time. A client that stops reading holds three of these at most: one in hand or
-/// read ahead here, and up to two in hyper and on the way to it.
+/// How much is read from a file at a time. A client that stops reading holds two chunks and a half at most: one read
+/// ahead here, and in hyper one more on top of what it still had to write when it asked for that.
 const CHUNK_BYTES: usize = 256 << 10;
 
 /// What became of a body.

@@ -204,3 +204,6 @@ fn length(response: &Response<Body>) -> Option<u64> {
         None => response.body().size_hint().exact(),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -355,3 +355,70 @@ impl Drop for Tracked {
         self.abort.shared.response_ended(self.abort.request);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CLOCKS: Clocks = Clocks {
+        first_byte: Duration::from_secs(1),
+        head: Duration::from_secs(2),
+        idle: Duration::from_secs(3),
+        stall: Duration::from_secs(4),
+    };
+
+    fn clock(shared: &Shared) -> Option<Clock> {
+        shared.deadline(&CLOCKS).map(|(_, clock)| clock)
+    }
+
+    #[tokio::test]
+    async fn each_phase_has_its_clock_and_a_response_in_the_making_has_none() {
+        let shared = Shared::new();
+        assert_eq!(clock(&shared), Some(Clock::FirstByte));
+        for _ in 0..2 {
+            shared.has_read(1);
+            assert_eq!(clock(&shared), Some(Clock::Head));
+            let begun = shared.deadline(&CLOCKS);
+            shared.has_read(1);
+            assert_eq!(shared.deadline(&CLOCKS), begun, "more bytes buy no time");
+            let request = shared.request_began();
+            assert_eq!(clock(&shared), None);
+            shared.response_began();
+            shared.has_flushed();
+            assert_eq!(clock(&shared), None);
+            shared.has_written(&Poll::Pending);
+            assert_eq!(clock(&shared), Some(Clock::Stall));
+            let begun = shared.deadline(&CLOCKS);
+            shared.has_written(&Poll::Pending);
+            assert_eq!(shared.deadline(&CLOCKS), begun, "the clock runs from the first write that waits");
+            shared.has_written(&Poll::Ready(Ok(1)));
+            assert_eq!(clock(&shared), None);
+            shared.response_ended(request);
+            assert_eq!(clock(&shared), None);
+            shared.has_flushed();
+            assert_eq!(clock(&shared), Some(Clock::Idle));
+        }
+    }
+
+    #[tokio::test]
+    async fn an_abort_before_the_response_head_waits_for_it() {
+        let shared = Shared::new();
+        let abort = AbortHandle::new(shared.clone(), shared.request_began());
+        abort.abort("because");
+        shared.has_flushed();
+        assert!(!shared.may_end_short());
+        shared.response_began();
+        assert!(!shared.may_end_short());
+        shared.has_flushed();
+        assert!(shared.may_end_short());
+    }
+
+    #[test]
+    fn a_handle_of_no_connection_keeps_its_first_reason() {
+        let abort = AbortHandle::unattached();
+        assert_eq!(abort.reason(), None);
+        abort.abort("one");
+        abort.abort("two");
+        assert_eq!(abort.reason().as_deref(), Some("one"));
+    }
+}
