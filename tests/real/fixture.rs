@@ -64,7 +64,9 @@ impl Fixture {
         builder.push_image("busybox", BUSYBOX, "docker");
         builder.push_image("big", BIG, "oci");
         builder.push_index("multi", MULTI);
-        fs::remove_dir_all(folder.join("buildah")).expect("the build folder can be written");
+        for part in [&context, &folder.join("buildah")] {
+            fs::remove_dir_all(part).expect("the build folder can be written");
+        }
 
         let busybox = Image::read(upstream.port, "library/busybox", "1");
         let artifact = push_artifact(upstream.port, &busybox);

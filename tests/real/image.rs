@@ -57,11 +57,10 @@ impl Image {
                     assert_eq!(sha256(&raw), digest);
                     Platform::new(digest, &serde_json::from_slice(&raw).expect("a manifest is JSON"))
                 };
-                assert_eq!(
-                    children[0]["platform"]["architecture"], "amd64",
-                    "the platform of this machine comes first"
-                );
-                children.iter().map(of_child).collect()
+                let (here, elsewhere): (Vec<_>, Vec<_>) =
+                    children.iter().partition(|child| child["platform"]["architecture"] == "amd64");
+                assert_eq!(here.len(), 1, "one of the platforms is that of this machine");
+                here.into_iter().chain(elsewhere).map(of_child).collect()
             }
         };
         Image { repository, tag, digest, raw, platforms }
