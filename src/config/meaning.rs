@@ -38,7 +38,9 @@ pub(super) fn mean(written: Written, mistakes: &Mistakes) -> Config {
             },
             hosts: hosts(written.hosts, &upstreams, mistakes),
             client_header_timeout: value_or(written.client_header_timeout, default.server.client_header_timeout),
-            max_connections: written.max_connections.map_or(default.server.max_connections, count),
+            max_connections: written
+                .max_connections
+                .map_or(default.server.max_connections, |written| count(written.value)),
         },
         admin: Admin { listen: admin_listen.into_iter().map(|address| address.value).collect() },
         storage: Storage {
@@ -62,8 +64,8 @@ pub(super) fn value_or<T>(written: Setting<T>, default: T) -> T {
 }
 
 /// A number of things. (`u32` fits `usize` wherever this runs.)
-pub(super) fn count(written: Located<u32>) -> usize {
-    usize::try_from(written.value).unwrap_or(usize::MAX)
+pub(super) fn count(number: u32) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX)
 }
 
 /// Addresses with their places, for the mistakes between them.

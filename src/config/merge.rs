@@ -36,7 +36,12 @@ pub(super) fn upstreams(written: Vec<WrittenUpstream>, tags: &Tags, mistakes: &M
             upstreams.len() - 1
         });
         claims.insert(name.as_str().to_owned(), (name, Some(place)));
-        aliases.push((index, upstream.aliases.take()));
+        if let UpstreamName::Pattern(_) = upstreams[index].name {
+            report_on_pattern(&upstream, mistakes);
+        } else {
+            aliases.push((index, upstream.aliases.take()));
+            apply_to_one(&mut upstreams[index], &mut upstream, mistakes);
+        }
         apply(&mut upstreams[index], upstream, mistakes);
     }
     // Aliases come last, because a name may be taken by an upstream further down.
@@ -61,11 +66,12 @@ fn claim(upstream: &mut Upstream, aliases: Vec<Located<String>>, claims: &mut Cl
             upstream.aliases.push(alias);
             continue;
         };
+        let own = *owner == upstream.name;
         let whose = match owner_place {
-            Some(at) if *owner == upstream.name => format!("listed twice: see {}", at.mention()),
+            _ if own && alias == owner.as_str() => "the upstream's own name".to_owned(),
+            Some(at) if own => format!("listed twice: see {}", at.mention()),
             // Said by the program already, so repeating it is no mistake.
-            None if *owner == upstream.name && alias != owner.as_str() => continue,
-            None if *owner == upstream.name => "the upstream's own name".to_owned(),
+            None if own => continue,
             None => format!("taken by the built-in upstream {:?}", owner.as_str()),
             Some(at) => format!("taken by {}", at.mention()),
         };
@@ -73,18 +79,18 @@ fn claim(upstream: &mut Upstream, aliases: Vec<Located<String>>, claims: &mut Cl
     }
 }
 
-/// Lays what was written over an upstream, all but its aliases.
-fn apply(upstream: &mut Upstream, written: WrittenUpstream, mistakes: &Mistakes) {
-    if let UpstreamName::Pattern(_) = upstream.name {
-        report_on_pattern(&written, mistakes);
-    } else {
-        if let Some(endpoints) = written.endpoints {
-            upstream.endpoints = unique(endpoints, "an upstream needs at least one endpoint", mistakes);
-        }
-        let credentials = written.credentials.into_iter().flat_map(|list| list.value);
-        upstream.credentials = mean_credentials(upstream.name.as_str(), credentials, mistakes);
-        upstream.insecure_skip_verify = value_or(written.insecure_skip_verify, upstream.insecure_skip_verify);
+/// Lays over an upstream what only one with a name of its own may have, all but its aliases.
+fn apply_to_one(upstream: &mut Upstream, written: &mut WrittenUpstream, mistakes: &Mistakes) {
+    if let Some(endpoints) = written.endpoints.take() {
+        upstream.endpoints = unique(endpoints, "an upstream needs at least one endpoint", mistakes);
     }
+    let credentials = written.credentials.take().into_iter().flat_map(|list| list.value);
+    upstream.credentials = mean_credentials(upstream.name.as_str(), credentials, mistakes);
+    upstream.insecure_skip_verify = value_or(written.insecure_skip_verify.take(), upstream.insecure_skip_verify);
+}
+
+/// Lays over an upstream what any may have.
+fn apply(upstream: &mut Upstream, written: WrittenUpstream, mistakes: &Mistakes) {
     upstream.tag_ttl = value_or(written.tag_ttl, upstream.tag_ttl);
     upstream.stale_if_error = value_or(written.stale_if_error, upstream.stale_if_error);
     if let Some(Located { value: globs, place }) = written.immutable_tags {
@@ -98,7 +104,9 @@ fn apply(upstream: &mut Upstream, written: WrittenUpstream, mistakes: &Mistakes)
     upstream.connect_timeout = value_or(written.connect_timeout, upstream.connect_timeout);
     upstream.header_timeout = value_or(written.header_timeout, upstream.header_timeout);
     upstream.read_timeout = value_or(written.read_timeout, upstream.read_timeout);
-    upstream.max_connections = written.max_connections.map_or(upstream.max_connections, count);
+    if let Some(connections) = written.max_connections {
+        upstream.max_connections = count(connections.value);
+    }
     if let Some(hosts) = written.redirect_hosts {
         upstream.redirect_hosts = hosts.value.into_iter().map(|host| host.value).collect();
     }
@@ -107,10 +115,12 @@ fn apply(upstream: &mut Upstream, written: WrittenUpstream, mistakes: &Mistakes)
 /// Nothing of a pattern may lead elsewhere than to the registry that was named, or give it anything of ours.
 fn report_on_pattern(written: &WrittenUpstream, mistakes: &Mistakes) {
     let endpoints = written.endpoints.as_ref().map(|setting| &setting.place);
+    let aliases = written.aliases.as_ref().map(|setting| &setting.place);
     let credentials = written.credentials.as_ref().map(|setting| &setting.place);
     let skip_verify = written.insecure_skip_verify.as_ref().filter(|skip| skip.value).map(|setting| &setting.place);
     let forbidden = [
         (endpoints, "a pattern has no endpoints: each registry that it matches is reached at its own name, by TLS"),
+        (aliases, "a pattern has no aliases: they would not say which registry is meant"),
         (credentials, "a pattern has no credentials: strangers choose the name that would get them"),
         (skip_verify, "a pattern always checks certificates: name the registry that needs this"),
     ];

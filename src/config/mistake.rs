@@ -195,8 +195,7 @@ impl fmt::Display for Source {
             Self::Default => f.write_str("default"),
             Self::File { path, position: None } => f.write_str(path),
             Self::File { path, position: Some(Position { line, column }) } => write!(f, "{path}:{line}:{column}"),
-            Self::Environment(name) => f.write_str(name),
-            Self::Flag(name) => f.write_str(name),
+            Self::Environment(name) | Self::Flag(name) => f.write_str(name),
         }
     }
 }

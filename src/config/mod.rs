@@ -1,7 +1,7 @@
 //! What the operator wrote becomes what the program may rely on, with all mistakes reported at once.
 //!
-//! Two shapes: [`written`] is what the file says, each value with its place; [`Config`] is what it means, with every
-//! default filled in and every name looked up. [`meaning`] is the way from one to the other. Order: defaults, then the
+//! Two shapes: `written` is what the file says, each value with its place; [`Config`] is what it means, with every
+//! default filled in and every name looked up. `meaning` is the way from one to the other. Order: defaults, then the
 //! file, then the environment, then flags. `schema` lists every key once: the reader walks it, unknown keys are found by
 //! it, and the test of `config/cachalot.full.toml` too.
 
@@ -218,9 +218,9 @@ impl Default for Storage {
 impl Default for Tags {
     fn default() -> Self {
         Self {
-            ttl: Duration::from_secs(60),
+            ttl: Duration::from_mins(1),
             stale_if_error: StaleIfError::Forever,
-            list_ttl: Duration::from_secs(60),
+            list_ttl: Duration::from_mins(1),
             negative_ttl: Duration::from_secs(15),
         }
     }

@@ -86,13 +86,18 @@ impl<'a> Section<'a> {
     fn open(document: &'a Document<'a>, table: &'a DeTable<'a>, key: String, schema: Schema) -> Self {
         for name in table.keys() {
             let text = name.get_ref().as_ref();
-            if schema.keys.iter().any(|key| key.name == text) {
+            if schema.has(text) {
                 continue;
             }
             let place = document.place(name.span().start, join(&key, text));
             document.mistakes.suggest(place, "unknown key", suggestion(text, schema));
         }
         Self { document, table, key, schema, asked: Vec::new() }
+    }
+
+    /// Whether it has keys that nobody knows, which then may be what others are missed for.
+    pub(super) fn has_unknown_keys(&self) -> bool {
+        self.table.keys().any(|name| !self.schema.has(name.get_ref()))
     }
 
     /// The value of a key of the schema, if it was written.
@@ -119,8 +124,12 @@ fn suggestion(name: &str, schema: Schema) -> Option<String> {
     if let Some(like) = most_like(name, names(schema)) {
         return Some(format!("{like:?}"));
     }
+    // Part of a name is how people remember it: `user`, `ttl`.
+    if let Some(longer) = names(schema).find(|known| name.len() >= 3 && known.contains(name)) {
+        return Some(format!("{longer:?}"));
+    }
     let elsewhere = schema::ALL.into_iter().filter(|other| other.path != schema.path && !other.path.is_empty());
-    let home = elsewhere.into_iter().find(|other| names(*other).any(|known| known == name))?;
+    let home = elsewhere.into_iter().find(|other| other.has(name))?;
     Some(format!("{name:?} in [{}]", home.path))
 }
 
@@ -137,14 +146,14 @@ impl<'a> Entry<'a> {
         None
     }
 
-    fn located<T>(self, value: T) -> Option<Located<T>> {
-        Some(Located { value, place: self.place })
+    fn located<T>(self, value: T) -> Located<T> {
+        Located { value, place: self.place }
     }
 
     /// A text.
     pub(super) fn text(self) -> Option<Located<&'a str>> {
         match self.value {
-            DeValue::String(text) => self.located(text.as_ref()),
+            DeValue::String(text) => Some(self.located(text.as_ref())),
             _ => self.wrong_type(),
         }
     }
@@ -172,7 +181,7 @@ impl<'a> Entry<'a> {
     /// `true` or `false`.
     pub(super) fn boolean(self) -> Option<Located<bool>> {
         match self.value {
-            DeValue::Boolean(value) => self.located(*value),
+            DeValue::Boolean(value) => Some(self.located(*value)),
             _ => self.wrong_type(),
         }
     }
@@ -180,15 +189,13 @@ impl<'a> Entry<'a> {
     /// A whole number within limits.
     pub(super) fn number(self, limits: RangeInclusive<u32>) -> Option<Located<u32>> {
         let DeValue::Integer(written) = self.value else { return self.wrong_type() };
-        let number = i128::from_str_radix(written.as_str(), written.radix()).ok();
-        match number.and_then(|number| u32::try_from(number).ok()).filter(|number| limits.contains(number)) {
-            Some(number) => self.located(number),
-            None => {
-                let problem = format!("{written} is not between {} and {}", limits.start(), limits.end());
-                self.document.mistakes.report(self.place, problem);
-                None
-            }
+        let number = u32::from_str_radix(written.as_str(), written.radix()).ok();
+        if let Some(number) = number.filter(|number| limits.contains(number)) {
+            return Some(self.located(number));
         }
+        let problem = format!("{written} is not between {} and {}", limits.start(), limits.end());
+        self.document.mistakes.report(self.place, problem);
+        None
     }
 
     /// The members of a list, each with its own place.
@@ -198,7 +205,7 @@ impl<'a> Entry<'a> {
             Entry::new(self.document, item, format!("{}[{index}]", self.place.key), member_expects(self.expects))
         };
         let members = items.iter().enumerate().map(member).collect();
-        self.located(members)
+        Some(self.located(members))
     }
 
     /// The members of a list, or one value alone.

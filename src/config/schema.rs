@@ -18,6 +18,13 @@ pub(super) struct Schema {
     pub(super) keys: &'static [Key],
 }
 
+impl Schema {
+    /// Whether the section has a key of that name.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.keys.iter().any(|key| key.name == name)
+    }
+}
+
 const fn key(name: &'static str, expects: &'static str) -> Key {
     Key { name, expects }
 }

@@ -105,7 +105,7 @@ impl Upstream {
             ca_file: None,
             insecure_skip_verify: false,
             connect_timeout: Duration::from_secs(5),
-            header_timeout: Duration::from_secs(60),
+            header_timeout: Duration::from_mins(1),
             read_timeout: Duration::from_secs(30),
             max_connections: 64,
             redirect_hosts: Vec::new(),

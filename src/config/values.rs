@@ -80,7 +80,7 @@ pub(super) fn bytes(text: &str) -> Result<u64, String> {
     })
 }
 
-/// The shortest text that [`bytes`] reads as this size, in powers of 1024.
+/// The shortest text that [`bytes()`] reads as this size, in powers of 1024.
 pub(super) fn bytes_text(bytes: u64) -> String {
     SIZE_UNITS
         .iter()
@@ -199,7 +199,7 @@ mod tests {
         {
             assert!(duration(bad, &ANY).unwrap_err().contains("is not a duration"), "{bad}");
         }
-        let limits = Duration::from_secs(1)..=Duration::from_secs(60);
+        let limits = Duration::from_secs(1)..=Duration::from_mins(1);
         assert_eq!(duration("2m", &limits), Err("\"2m\" is not between \"1s\" and \"1m\"".to_owned()));
     }
 

@@ -67,19 +67,18 @@ pub(super) struct WrittenCredential {
     pub(super) username: Setting<String>,
     pub(super) password: Setting<Secret>,
     pub(super) password_file: Setting<PathBuf>,
-    /// Whether a part was written but refused, so that its absence is no mistake of its own.
+    /// Whether a part was written but refused or misspelt, so that its absence is no mistake of its own.
     pub(super) refused: bool,
 }
 
-const DAY: Duration = Duration::from_secs(86_400);
 /// How long something may be believed. Longer is a slip: what never moves belongs in `immutable_tags`.
-const TTL: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(365 * DAY.as_secs());
+const TTL: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_hours(365 * 24);
 /// How long a "not found" may be believed: people push what was missing, and then pull it.
-const NEGATIVE_TTL: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(3_600);
+const NEGATIVE_TTL: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_hours(1);
 /// How long something stale may be served; without end is spelled "forever".
-const STALE: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(3_650 * DAY.as_secs());
+const STALE: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_hours(3_650 * 24);
 /// How long a step of the conversation may take.
-const TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(3_600);
+const TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_hours(1);
 
 // === impl Written ===
 
@@ -147,7 +146,7 @@ impl Written {
 impl WrittenUpstream {
     /// Reads all of it even where the name is wrong, so that no mistake waits for another.
     fn read(name: &Located<&str>, entry: Entry<'_>) -> Option<Self> {
-        let name = entry.check(name, |name| name.parse());
+        let name = entry.check(name, str::parse);
         let mut section = entry.section(schema::UPSTREAM)?;
         let mut take = |key| section.take(key);
         let endpoints = take("endpoints").and_then(|entry| many(entry, values::endpoint));
@@ -193,6 +192,7 @@ impl WrittenCredential {
     fn read(entry: Entry<'_>) -> Option<Self> {
         let place = entry.place.clone();
         let mut section = entry.section(schema::CREDENTIAL)?;
+        let misspelt = section.has_unknown_keys();
         let parts =
             [section.take("scope"), section.take("username"), section.take("password"), section.take("password_file")];
         section.finish();
@@ -212,7 +212,7 @@ impl WrittenCredential {
             credential.password.is_some(),
             credential.password_file.is_some(),
         ];
-        let refused = read.into_iter().filter(|read| *read).count() < written;
+        let refused = misspelt || read.into_iter().filter(|read| *read).count() < written;
         Some(Self { refused, ..credential })
     }
 }
