@@ -1,3 +1,4 @@
 //! One file per command.
 
 pub mod check_config;
+pub mod demo;
