@@ -2,8 +2,9 @@
 
 use std::io::{self, Write};
 use std::path::Path;
+use std::process::ExitCode;
 
-use crate::config::{self, EXIT_CONFIG, Env, Flags};
+use crate::config::{self, EXIT_CONFIG, Env, Flags, ProcessEnv};
 
 /// Loads the configuration just as `serve` would and writes what it means to `out`, as TOML with secrets hidden, or every
 /// mistake to `err`. Returns the exit code: 0 or [`EXIT_CONFIG`]. Fails only if it cannot write.
@@ -25,6 +26,15 @@ pub fn run(
             err.flush()?;
             Ok(EXIT_CONFIG)
         }
+    }
+}
+
+/// Runs the command with this process's environment and streams.
+pub(super) fn main(settings: &super::Settings) -> ExitCode {
+    let (mut out, mut err) = (io::stdout(), io::stderr());
+    match run(settings.config.as_deref(), &ProcessEnv, &settings.flags(), &mut out, &mut err) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => super::fail(&format!("could not print: {error}")),
     }
 }
 

@@ -2,8 +2,10 @@
 
 use std::error::Error;
 use std::io;
+use std::process::ExitCode;
 
 use crate::demo::{self, DemoError, Mirror};
+use crate::{app, config, telemetry};
 
 /// Shows the mirror at work: an embedded sample registry, cold, concurrent and warm pulls, and their figures.
 #[derive(Clone, Debug, clap::Args)]
@@ -35,4 +37,31 @@ impl Demo {
         };
         demo::run(&options, &mut io::stdout(), start, until).await
     }
+}
+
+/// Runs the command: the demo with a mirror of this very program.
+pub(super) fn main(demo: &Demo) -> ExitCode {
+    // The demo's own table is its output; the log only speaks of trouble.
+    if let Err(error) = telemetry::init(telemetry::Format::Text, "warn") {
+        return super::fail(&error.to_string());
+    }
+    super::block_on(async {
+        match demo.run(start).await {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => super::fail(&error.to_string()),
+        }
+    })
+}
+
+async fn start(configuration: String) -> Result<Mirror, Box<dyn Error + Send + Sync>> {
+    let config = config::load_text(&configuration)?;
+    let running = app::start(&config).await?;
+    let (Some(&listen), Some(&admin)) = (running.listen.first(), running.admin.first()) else {
+        return Err("the mirror listens nowhere".into());
+    };
+    let stop = Box::pin(async {
+        running.shutdown.at_once();
+        running.wait().await;
+    });
+    Ok(Mirror { listen, admin, stop })
 }
