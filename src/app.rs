@@ -1,6 +1,5 @@
 //! The composition root: the one place that builds and connects the concrete parts.
 
-use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -16,7 +15,7 @@ use crate::fill::Fills;
 use crate::metrics::Metrics;
 use crate::mirror::{Mirror, Names, Policy, Settings, Source, Upstreams};
 use crate::oci::RegistryName;
-use crate::server::accept::{self, Limits};
+use crate::server::accept::{self, Drained, Limits};
 use crate::server::admin::{self, Readiness};
 use crate::server::listen::{self, ListenError};
 use crate::server::router::{self, Edge};
@@ -44,8 +43,8 @@ pub struct Running {
     pub shutdown: Shutdown,
     readiness: Readiness,
     /// One task a listener; each gives the number of connections that it had to cut.
-    accepting: Vec<JoinHandle<usize>>,
-    admin_tasks: Vec<JoinHandle<usize>>,
+    accepting: Vec<JoinHandle<Drained>>,
+    admin_tasks: Vec<JoinHandle<Drained>>,
     admin_shutdown: Shutdown,
     sweeping: JoinHandle<()>,
 }
@@ -97,8 +96,8 @@ pub async fn start(config: &Config) -> Result<Running, StartError> {
     let listeners = listen::bind(&config.server.listen)?;
     let admin_listeners = listen::bind(&config.admin.listen)?;
     let (listen, admin) = (addresses(&listeners), addresses(&admin_listeners));
-    let limits = Limits { max_connections: config.server.max_connections, ..Limits::default() };
-    let admin_router = admin::router(readiness.clone(), Arc::clone(&metrics));
+    let limits = Limits { connections_max: config.server.max_connections, ..Limits::default() };
+    let admin_router = admin::router(Arc::clone(&metrics), readiness.clone());
     let admin_tasks = serve(admin_listeners, &admin_router, limits, &metrics, &admin_shutdown);
 
     let (store, capacity_bytes) = open_store(config, &metrics).await?;
@@ -142,7 +141,7 @@ impl Running {
         self.readiness.set_draining();
         let mut cut = 0;
         for task in self.accepting {
-            cut += task.await.unwrap_or_default();
+            cut += task.await.map_or(0, |drained| drained.connections_cut);
         }
         // What is left by now has no client. It can't be finished later yet, so it's dropped.
         self.fills.stop().await;
@@ -172,13 +171,9 @@ fn serve(
     limits: Limits,
     metrics: &Arc<Metrics>,
     shutdown: &Shutdown,
-) -> Vec<JoinHandle<usize>> {
+) -> Vec<JoinHandle<Drained>> {
     let one = |listener| accept::serve(listener, router.clone(), limits, Arc::clone(metrics), shutdown.clone());
-    listeners.into_iter().map(one).map(|serving| spawn_accept(serving)).collect()
-}
-
-fn spawn_accept(serving: impl Future<Output = usize> + Send + 'static) -> JoinHandle<usize> {
-    tasks::spawn("accept", serving)
+    listeners.into_iter().map(one).map(|serving| tasks::spawn("accept", serving)).collect()
 }
 
 async fn open_store(config: &Config, metrics: &Arc<Metrics>) -> Result<(Store, u64), StartError> {
@@ -258,6 +253,7 @@ fn client(upstream: &Upstream, registry: &RegistryName, metrics: &Arc<Metrics>) 
         header_timeout: upstream.header_timeout,
         read_idle_timeout: upstream.read_timeout,
         max_connections: upstream.max_connections,
+        public_only: upstream.name.exact().is_none(),
         redirect_hosts: upstream.redirect_hosts.clone(),
     };
     upstream::Upstream::new(options, Arc::clone(metrics))

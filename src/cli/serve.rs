@@ -28,10 +28,8 @@ pub(super) fn run(settings: &Settings) -> ExitCode {
 
 async fn serve(config: Config) -> ExitCode {
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "cachalot {}", env!("CARGO_PKG_VERSION"));
-    match listen::raise_descriptor_limit() {
-        Some(limit) => tracing::debug!(limit, "up to {limit} file descriptors"),
-        None => tracing::warn!("could not raise the limit of open files; connections may be refused under load"),
-    }
+    let limit = listen::raise_descriptor_limit();
+    tracing::debug!(?limit, "raised the limit of open files");
     let running = match app::start(&config).await {
         Ok(running) => running,
         Err(error) => {

@@ -65,6 +65,14 @@ pub fn load(path: Option<&Path>, env: &dyn Env, flags: &Flags) -> Result<Config,
     mistakes.or(config)
 }
 
+/// The configuration that a text comes to, with neither environment nor flags.
+pub fn load_text(text: &str) -> Result<Config, ConfigErrors> {
+    let mistakes = Mistakes::default();
+    let written = read_text("configuration".into(), text, &mistakes);
+    let config = meaning::mean(written, &mistakes);
+    mistakes.or(config)
+}
+
 fn read_file(path: &Path, mistakes: &Mistakes) -> Option<Written> {
     let name: Arc<str> = path.display().to_string().into();
     match files::read_text(path, FILE_BYTES_MAX) {

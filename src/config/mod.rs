@@ -30,7 +30,7 @@ use std::time::Duration;
 use crate::oci::RegistryName;
 
 pub use capacity::{Capacity, FileSystemFacts, Floor, MinFree};
-pub use load::{Env, Flags, ProcessEnv, load};
+pub use load::{Env, Flags, ProcessEnv, load, load_text};
 pub use mistake::{ConfigErrors, EXIT_CONFIG, Mistake, Place, Position, Source};
 pub use secret::Secret;
 pub use upstream::{Credential, TagGlobs, Upstream, UpstreamName};

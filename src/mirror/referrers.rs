@@ -4,7 +4,7 @@ use crate::clock::Timestamp;
 use crate::oci::referrers::{self, Referrers};
 use crate::oci::{Digest, Reference};
 use crate::store::{ListName, ListRecord};
-use crate::upstream::{Access, ReferrersPage, UpstreamErrorKind};
+use crate::upstream::{self, Access, UpstreamErrorKind};
 
 use super::Mirror;
 use super::error::{MirrorError, MirrorErrorKind};
@@ -72,8 +72,8 @@ impl Mirror {
 async fn fetch(target: &Target, subject: &Digest) -> Result<ListRecord, MirrorError> {
     let (client, repository) = (&target.upstream.client, &target.repository);
     let list = match client.referrers(repository, subject).await? {
-        ReferrersPage::List(bytes) => parse(target, &bytes)?,
-        ReferrersPage::Unsupported => {
+        upstream::Referrers::List(bytes) => parse(target, &bytes)?,
+        upstream::Referrers::Unsupported => {
             let tag = referrers::fallback_tag(subject)
                 .map_err(|error| MirrorError::new(MirrorErrorKind::Internal, error.to_string()))?;
             match client.get_manifest(repository, &Reference::Tag(tag), Access::Configured).await {

@@ -104,7 +104,7 @@ impl Mirror {
                 .await?;
             size += page.tags.iter().map(String::len).sum::<usize>();
             tags.extend(page.tags);
-            match page.next_last {
+            match page.next.map(|next| next.last) {
                 // A page that leads to itself would lead round for ever.
                 Some(next) if size <= TAGS_BYTES_MAX && last.as_ref() != Some(&next) => last = Some(next),
                 Some(_) => break,

@@ -24,6 +24,6 @@ pub(super) async fn answer(ask: &Ask<'_>, digest: &Digest) -> Answer {
     let mut response = content_head(digest, CONTENT_TYPE, blob.size_bytes, range);
     let length = range.map(|range| range.len()).or(blob.size_bytes);
     let (pieces, outcome) = blob.pieces(range);
-    *response.body_mut() = body::stream(pieces, length, ask.abort.clone());
+    *response.body_mut() = body::stream(pieces, length, ask.abort.clone(), |_| {});
     Ok((response, outcome))
 }

@@ -52,8 +52,8 @@ const NAMESPACE: HeaderName = HeaderName::from_static("oci-namespace");
 
 /// The service of the registry listener.
 pub fn router(edge: Edge, metrics: Arc<Metrics>) -> Router {
-    let service = Router::new().fallback(handle).with_state(edge);
-    access_log::layer(service, metrics)
+    let record = axum::middleware::from_fn_with_state(metrics, access_log::record);
+    Router::new().fallback(handle).with_state(edge).layer(record)
 }
 
 async fn handle(State(edge): State<Edge>, request: Request) -> Response {
@@ -68,7 +68,7 @@ async fn handle(State(edge): State<Edge>, request: Request) -> Response {
         Err(error) => {
             let outcome = error.outcome();
             logged.outcome = outcome.label();
-            logged.error = Some(error.message.to_string());
+            logged.error = Some(error.message.clone());
             let mut response = error.into_response();
             insert(response.headers_mut(), CACHE_STATUS, &outcome.to_string());
             response
@@ -102,7 +102,7 @@ async fn answer(edge: &Edge, request: &Request, logged: &mut Logged) -> Answer {
     let host = request.headers().get(HOST).and_then(|host| host.to_str().ok());
     let target = edge.mirror.resolve(route.prefix.as_deref(), &route.name, route.namespace.as_deref(), host)?;
     logged.upstream = target.upstream.policy.label.to_string();
-    logged.repository = Some(target.repository.to_string());
+    logged.repository = target.repository.to_string();
     let ask = Ask {
         mirror: &edge.mirror,
         target: &target,
@@ -136,16 +136,16 @@ async fn answer(edge: &Edge, request: &Request, logged: &mut Logged) -> Answer {
 async fn dispatch(ask: &Ask<'_>, logged: &mut Logged) -> Answer {
     match &ask.route.endpoint {
         Endpoint::Manifest(reference) => {
-            logged.reference = Some(reference.to_string());
+            logged.reference = reference.to_string();
             manifests::answer(ask, reference).await
         }
         Endpoint::Blob(digest) => {
-            logged.reference = Some(digest.to_string());
+            logged.reference = digest.to_string();
             blobs::answer(ask, digest).await
         }
         Endpoint::Tags { limit, last } => lists::tags(ask, *limit, last.as_deref()).await,
         Endpoint::Referrers { subject, artifact_types } => {
-            logged.reference = Some(subject.to_string());
+            logged.reference = subject.to_string();
             lists::referrers(ask, subject, artifact_types).await
         }
         // Answered before an upstream was looked for.
