@@ -207,7 +207,7 @@ impl Store {
         let put = move || {
             let _guard = guard;
             if shared.keep_held(&digest) {
-                return Ok(());
+                return Ok::<_, StoreError>(());
             }
             let stamp = shared.ledger.read().stamp(now());
             let (staged, target) = (shared.staging_path(), shared.layout.blob(&digest));

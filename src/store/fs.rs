@@ -140,17 +140,19 @@ impl Disk {
 
     /// Makes sure that a folder is there, also after a crash: each new folder's parent is synced.
     pub(super) fn ensure_folder(&self, path: &Path) -> Result<(), StoreError> {
-        let created = match self.create_folder(path) {
-            Err(error) if is_absent(&error) => {
-                let Some(parent) = path.parent() else { return Err(error) };
-                self.ensure_folder(parent)?;
-                self.create_folder(path)?
+        // A parent may be removed, because it is empty, just after it was made sure of.
+        const TRIES: usize = 3;
+        let mut created = self.create_folder(path);
+        for _ in 0..TRIES {
+            match (&created, path.parent()) {
+                (Err(error), Some(parent)) if is_absent(error) => self.ensure_folder(parent)?,
+                _ => break,
             }
-            other => other?,
-        };
-        match path.parent().filter(|parent| created && !parent.as_os_str().is_empty()) {
-            Some(parent) => self.sync_folder(parent),
-            None => Ok(()),
+            created = self.create_folder(path);
+        }
+        match path.parent() {
+            Some(parent) if created? => self.sync_folder(parent),
+            _ => Ok(()),
         }
     }
 
@@ -189,9 +191,7 @@ impl Disk {
     pub(super) fn remove_folder(&self, path: &Path) -> Result<bool, StoreError> {
         self.run(Op::RemoveFolder, path, || match fs::remove_dir(path) {
             Ok(()) => Ok(true),
-            Err(error)
-                if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty) =>
-            {
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty) => {
                 Ok(false)
             }
             Err(error) => Err(error),
@@ -215,9 +215,7 @@ impl Disk {
 
     /// Creates a file that must not be there yet, for reading and writing.
     pub(super) fn create(&self, path: &Path) -> Result<File, StoreError> {
-        self.run(Op::Create, path, || {
-            OpenOptions::new().read(true).write(true).create_new(true).mode(0o644).open(path)
-        })
+        self.run(Op::Create, path, || OpenOptions::new().read(true).write(true).create_new(true).mode(0o644).open(path))
     }
 
     /// Opens a file for reading; `None` if it isn't there.

@@ -69,10 +69,7 @@ impl Drop for Deferred {
 
 impl Stripes {
     pub(super) fn new() -> Self {
-        Self {
-            locks: (0..STRIPES).map(|_| Arc::default()).collect(),
-            hasher: std::hash::RandomState::new(),
-        }
+        Self { locks: (0..STRIPES).map(|_| Arc::default()).collect(), hasher: std::hash::RandomState::new() }
     }
 
     /// The lock of a key. The guard moves into the job that does the work: a caller that goes away frees the lock

@@ -172,15 +172,16 @@ mod tests {
     #[test]
     fn strange_names_are_no_blobs() {
         let hex = Digest::sha256(b"x").hex();
-        for (folder, name) in [("zz", hex.as_str()), (&hex[..2], &hex[1..]), (&hex[..2], "README"), ("", ""), ("é", "é")] {
+        for (folder, name) in
+            [("zz", hex.as_str()), (&hex[..2], &hex[1..]), (&hex[..2], "README"), ("", ""), ("é", "é")]
+        {
             assert_eq!(blob_at(Algorithm::Sha256, OsStr::new(folder), OsStr::new(name)), None, "{folder}/{name}");
         }
     }
 
     #[test]
     fn record_paths_lead_back_to_what_they_record() {
-        let repository =
-            Repository { registry: "[::1]:5000".parse().unwrap(), name: "a/manifests/b".parse().unwrap() };
+        let repository = Repository { registry: "[::1]:5000".parse().unwrap(), name: "a/manifests/b".parse().unwrap() };
         let digest = Digest::sha256(b"x");
         let path = layout().manifest(&repository, &digest);
         assert!(path.starts_with("/d/v1/repositories/[::1]:5000/a/manifests/b/_manifests"));

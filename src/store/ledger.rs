@@ -69,9 +69,7 @@ impl Ledger {
     /// Sets `charged_bytes` aside if they fit.
     pub(super) fn reserve(self: &Arc<Self>, charged_bytes: u64) -> Answer {
         match self.change(|index| index.reserve(charged_bytes)) {
-            Grant::Granted => {
-                Answer::Granted(Reservation { ledger: self.clone(), charged_bytes, written_bytes: 0 })
-            }
+            Grant::Granted => Answer::Granted(Reservation { ledger: self.clone(), charged_bytes, written_bytes: 0 }),
             Grant::Short { by } => Answer::Short { by },
             Grant::Never => Answer::Never { capacity_bytes: self.read().capacity() },
         }
@@ -163,6 +161,13 @@ impl fmt::Debug for Reservation {
 }
 
 // === impl Charge ===
+
+impl Charge {
+    /// How many bytes it counts.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+}
 
 impl Drop for Charge {
     fn drop(&mut self) {
