@@ -70,10 +70,7 @@ pub struct Head {
 #[derive(Debug)]
 pub(super) enum Available {
     /// Bytes `offset..end` of this file.
-    File {
-        file: Arc<OpenFile>,
-        end: u64,
-    },
+    File { file: Arc<OpenFile>, end: u64 },
     /// The whole blob.
     Memory(Bytes),
     /// The blob ends here.

@@ -80,6 +80,8 @@ pub(super) struct Space {
     pub(super) total_bytes: u64,
     /// What an ordinary user may still write.
     pub(super) free_bytes: u64,
+    /// 0 where the file system makes inodes as it needs them.
+    pub(super) total_inodes: u64,
     /// `None` where the file system makes inodes as it needs them.
     pub(super) free_inodes: Option<u64>,
 }
@@ -338,6 +340,7 @@ impl Disk {
             Ok(Space {
                 total_bytes: found.f_blocks.saturating_mul(found.f_frsize),
                 free_bytes: found.f_bavail.saturating_mul(found.f_frsize),
+                total_inodes: found.f_files,
                 free_inodes: (found.f_files > 0).then_some(found.f_favail),
             })
         })

@@ -107,6 +107,8 @@ pub struct Snapshot {
 pub struct FileSystemFacts {
     /// How large it is.
     pub total_bytes: u64,
+    /// How many files it can hold; 0 where it has no such limit.
+    pub total_inodes: u64,
     /// How much an ordinary user may still write.
     pub free_bytes: u64,
     /// How much blobs take there already.

@@ -9,7 +9,7 @@ use super::error::{Failure, UpstreamError, UpstreamErrorKind};
 use super::link;
 use super::manifests::as_it_is;
 use super::request::Ask;
-use super::Upstream;
+use super::{Access, Upstream};
 use crate::oci::{Digest, Repository, media};
 
 /// One page of a tag list.
@@ -54,6 +54,17 @@ struct ReferrersPage {
     endpoint: String,
 }
 
+fn page_query(limit: Option<u64>, last: Option<&str>) -> Option<String> {
+    let mut query = form_urlencoded::Serializer::new(String::new());
+    if let Some(limit) = limit {
+        query.append_pair("n", &limit.to_string());
+    }
+    if let Some(last) = last {
+        query.append_pair("last", last);
+    }
+    Some(query.finish()).filter(|query| !query.is_empty())
+}
+
 // === impl Upstream ===
 
 impl Upstream {
@@ -63,16 +74,10 @@ impl Upstream {
         repository: &Repository,
         limit: Option<u64>,
         last: Option<&str>,
+        access: Access,
     ) -> Result<TagPage, UpstreamError> {
-        let mut query = form_urlencoded::Serializer::new(String::new());
-        if let Some(limit) = limit {
-            query.append_pair("n", &limit.to_string());
-        }
-        if let Some(last) = last {
-            query.append_pair("last", last);
-        }
-        let query = Some(query.finish()).filter(|query| !query.is_empty());
-        let ask = Ask { query, ..Ask::get("tags", repository, "tags/list".to_owned()) };
+        let query = page_query(limit, last);
+        let ask = Ask { query, access, ..Ask::get("tags", repository, "tags/list".to_owned()) };
         let answer = self.0.ask(&ask).await?;
         self.checked(as_it_is(answer.response.headers()), &answer)?;
         let (next, endpoint) = (link::next(answer.response.headers()), answer.endpoint.clone());
@@ -104,7 +109,8 @@ impl Upstream {
                 None => return Ok(Referrers::List(Bytes::from(merged.to_string()))),
             }
         }
-        Err(Failure::protocol(format!("more than {REFERRERS_PAGES_MAX} pages of referrers")).at(&self.0.name, &endpoint))
+        Err(Failure::protocol(format!("more than {REFERRERS_PAGES_MAX} pages of referrers"))
+            .at(&self.0.name, &endpoint))
     }
 
     /// One page; `None` when the answer means that there is no such API.
@@ -137,10 +143,7 @@ impl Upstream {
 
 /// What a registry without the API says: 404 (with or without an OCI body), an odd status, or the way to a login page.
 fn means_unsupported(kind: &UpstreamErrorKind) -> bool {
-    matches!(
-        kind,
-        UpstreamErrorKind::NotFound { .. } | UpstreamErrorKind::Status(400 | 405 | 406 | 300..=399)
-    )
+    matches!(kind, UpstreamErrorKind::NotFound { .. } | UpstreamErrorKind::Status(400 | 405 | 406 | 300..=399))
 }
 
 /// The tags in a page's body.
@@ -148,7 +151,9 @@ fn tags(body: &[u8]) -> Result<Vec<String>, Failure> {
     let wrong = || Failure::protocol("a tag list that is not one");
     let page: Value = serde_json::from_slice(body).map_err(|_| wrong())?;
     match page.get("tags") {
-        Some(Value::Array(tags)) => tags.iter().map(|tag| tag.as_str().map(ToOwned::to_owned).ok_or_else(wrong)).collect(),
+        Some(Value::Array(tags)) => {
+            tags.iter().map(|tag| tag.as_str().map(ToOwned::to_owned).ok_or_else(wrong)).collect()
+        }
         Some(Value::Null) => Ok(Vec::new()),
         None if page.get("name").is_some() => Ok(Vec::new()),
         Some(_) | None => Err(wrong()),

@@ -137,6 +137,11 @@ impl Upstream {
         &self.0.name
     }
 
+    /// Whether a credential is configured for anything there.
+    pub fn has_credentials(&self) -> bool {
+        !self.0.credentials.is_empty()
+    }
+
     /// Whether a credential is configured for this repository.
     pub fn has_credential(&self, repository: &Repository) -> bool {
         credentials::for_repository(&self.0.credentials, repository).is_some()

@@ -268,8 +268,7 @@ impl Inner {
     fn next_hop(&self, endpoint: &Endpoint, current: &Url, headers: &HeaderMap) -> Result<Url, Failure> {
         let location =
             headers.get(header::LOCATION).ok_or_else(|| Failure::protocol("a redirect without a location"))?;
-        let target =
-            self.rules(endpoint).redirect(current, location.as_bytes()).map_err(Failure::refused_target)?;
+        let target = self.rules(endpoint).redirect(current, location.as_bytes()).map_err(Failure::refused_target)?;
         self.guarded(target)
     }
 
