@@ -384,11 +384,12 @@ fn built(response: http::response::Builder, body: Body) -> Response<Body> {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
-    use super::super::image::{ImageSpec, PlatformSpec};
-    use super::*;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+mod tests {
     use tokio::time::Instant;
+
+    use super::super::image::{ImageSpec, PlatformSpec};
+    use super::super::tests::ask;
+    use super::*;
 
     async fn started(rate: Option<u64>) -> (SampleRegistry, Image) {
         let image = Image::generate(&ImageSpec {
@@ -399,18 +400,6 @@ pub(super) mod tests {
         let registry = SampleRegistry::start(options).await.unwrap();
         registry.add_image("team/app", "1.0", &image);
         (registry, image)
-    }
-
-    /// Sends a request by hand and returns the head and the body, to the end of the connection.
-    pub(in crate::demo) async fn ask(addr: SocketAddr, method: &str, path: &str, headers: &str) -> (String, Vec<u8>) {
-        let mut stream = TcpStream::connect(addr).await.unwrap();
-        let text = format!("{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{headers}\r\n");
-        stream.write_all(text.as_bytes()).await.unwrap();
-        let mut answer = Vec::new();
-        stream.read_to_end(&mut answer).await.unwrap();
-        let at = answer.windows(4).position(|w| w == b"\r\n\r\n").unwrap();
-        let body = answer.split_off(at + 4);
-        (String::from_utf8(answer).unwrap(), body)
     }
 
     #[tokio::test]
