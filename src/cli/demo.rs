@@ -4,6 +4,8 @@ use std::error::Error;
 use std::io;
 use std::process::ExitCode;
 
+use tokio::signal::unix::{SignalKind, signal};
+
 use crate::demo::{self, DemoError, Mirror};
 use crate::{app, config, telemetry};
 
@@ -29,11 +31,9 @@ impl Demo {
         start: impl AsyncFnOnce(String) -> Result<Mirror, Box<dyn Error + Send + Sync>>,
     ) -> Result<(), DemoError> {
         let options = demo::Options { once: self.once, clients: usize::from(self.clients), ..demo::Options::default() };
+        let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
         let until = async {
-            // When the signal can't be listened for, Ctrl-C ends the process at once, as it would by itself.
-            if tokio::signal::ctrl_c().await.is_err() {
-                std::future::pending::<()>().await;
-            }
+            tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
         };
         demo::run(&options, &mut io::stdout(), start, until).await
     }
