@@ -42,11 +42,7 @@ const SCOPE_BYTES_MAX: usize = 1024;
 impl Inner {
     /// Asks one endpoint, as who we are for this repository. When the registry won't have that credential, asks once
     /// more as nobody: some refuse even public content to a wrong password.
-    pub(super) async fn ask_authorized(
-        self: &Arc<Self>,
-        endpoint: &Endpoint,
-        ask: &Ask<'_>,
-    ) -> Result<Reply, Failure> {
+    pub(super) async fn ask_authorized(self: &Arc<Self>, endpoint: &Endpoint, ask: &Ask<'_>) -> Result<Reply, Failure> {
         let identity = self.identity(ask).filter(|id| !endpoint.has_rejected(*id, ask.repository));
         let Some(id) = identity else { return self.visit(endpoint, ask, None).await };
         let refused = match self.visit(endpoint, ask, Some(id)).await {

@@ -138,10 +138,21 @@ mod tests {
             assert_eq!(target.guard.as_deref(), guard, "{location}");
         }
         for location in [
-            "http://registry.example/x", "http://cdn.example/x", "https://127.0.0.1/x", "https://[::1]/x",
-            "https://0x7f.1/x", "https://2130706433/x", "https://[::ffff:10.0.0.1]/x", "https://169.254.169.254/latest",
-            "https://localhost/x", "https://a.localhost./x", "ftp://cdn.example/x", "https://u:p@cdn.example/x",
-            "file:///etc/passwd", "https://", "\u{0}https://[",
+            "http://registry.example/x",
+            "http://cdn.example/x",
+            "https://127.0.0.1/x",
+            "https://[::1]/x",
+            "https://0x7f.1/x",
+            "https://2130706433/x",
+            "https://[::ffff:10.0.0.1]/x",
+            "https://169.254.169.254/latest",
+            "https://localhost/x",
+            "https://a.localhost./x",
+            "ftp://cdn.example/x",
+            "https://u:p@cdn.example/x",
+            "file:///etc/passwd",
+            "https://",
+            "\u{0}https://[",
         ] {
             assert!(rules.redirect(&current, location.as_bytes()).is_err(), "{location}");
         }

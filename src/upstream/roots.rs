@@ -14,19 +14,13 @@ use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme
 pub(super) enum TlsSettingsError {
     /// The file can't be read, or is no PEM.
     #[error("ca_file {path}: {source}; it must hold certificates in PEM form", path = path.display())]
-    CaFile {
-        path: PathBuf,
-        source: rustls::pki_types::pem::Error,
-    },
+    CaFile { path: PathBuf, source: rustls::pki_types::pem::Error },
     /// The file holds no certificate.
     #[error("ca_file {path} holds no certificate", path = .0.display())]
     Empty(PathBuf),
     /// One of its certificates is none.
     #[error("ca_file {path}: {source}", path = path.display())]
-    Certificate {
-        path: PathBuf,
-        source: rustls::Error,
-    },
+    Certificate { path: PathBuf, source: rustls::Error },
     /// The TLS library would not have it.
     #[error("TLS settings: {0}")]
     Rustls(#[from] rustls::Error),
@@ -68,9 +62,7 @@ fn add_file(roots: &mut RootCertStore, path: &Path) -> Result<(), TlsSettingsErr
     let mut empty = true;
     for certificate in CertificateDer::pem_file_iter(path).map_err(unreadable)? {
         let certificate = certificate.map_err(unreadable)?;
-        roots
-            .add(certificate)
-            .map_err(|source| TlsSettingsError::Certificate { path: path.to_owned(), source })?;
+        roots.add(certificate).map_err(|source| TlsSettingsError::Certificate { path: path.to_owned(), source })?;
         empty = false;
     }
     if empty { Err(TlsSettingsError::Empty(path.to_owned())) } else { Ok(()) }

@@ -143,10 +143,8 @@ impl Tokens {
         }
         let landing = Landing { tokens: Arc::clone(self), key: key.clone() };
         let task = tasks::spawn("token", async move { landing.end(fetch.await) });
-        let flight = task
-            .map(|joined| joined.unwrap_or_else(|_| Err(UpstreamErrorKind::Broken.into())))
-            .boxed()
-            .shared();
+        let flight =
+            task.map(|joined| joined.unwrap_or_else(|_| Err(UpstreamErrorKind::Broken.into()))).boxed().shared();
         slot.flight = Some(flight.clone());
         flight
     }
