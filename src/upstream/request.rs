@@ -321,12 +321,11 @@ fn leads_away(current: &Url, headers: &HeaderMap) -> bool {
 /// `Retry-After` in seconds or as a date.
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
-    let wait = match text.parse::<u64>() {
-        Ok(seconds) => Duration::from_secs(seconds),
-        Err(_) => {
-            let date = httpdate::parse_http_date(text).ok()?.duration_since(std::time::UNIX_EPOCH).ok()?;
-            date.saturating_sub(Duration::from_millis(Timestamp::now().0))
-        }
+    let wait = if let Ok(seconds) = text.parse() {
+        Duration::from_secs(seconds)
+    } else {
+        let date = httpdate::parse_http_date(text).ok()?.duration_since(std::time::UNIX_EPOCH).ok()?;
+        date.saturating_sub(Duration::from_millis(Timestamp::now().0))
     };
     Some(wait.min(RETRY_AFTER_MAX))
 }

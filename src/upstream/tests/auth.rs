@@ -1,5 +1,6 @@
 //! Tokens, Basic, and what happens when either is refused.
 
+use super::super::token::TokenKey;
 use super::*;
 
 const BOT_BASIC: &str = "Basic Ym90Omh1bnRlcjI=";
@@ -135,12 +136,8 @@ async fn a_token_without_a_lifetime_lasts_a_minute_and_is_replaced_before_it_end
     assert_eq!(story[story.len() - 1], format!("GET {MANIFEST} Bearer t3"));
 }
 
-fn key(script: &Script) -> super::super::token::TokenKey {
-    super::super::token::TokenKey {
-        place: script.address.to_string(),
-        identity: None,
-        scope: "repository:team/app:pull".to_owned(),
-    }
+fn key(script: &Script) -> TokenKey {
+    TokenKey { place: script.address.to_string(), identity: None, scope: "repository:team/app:pull".to_owned() }
 }
 
 #[tokio::test]
@@ -303,6 +300,19 @@ async fn refusals_say_whether_a_credential_of_ours_was_accepted() {
         assert_eq!(error.kind, UpstreamErrorKind::Refused { status: 401, anonymous: true });
     }
 
+    // A credential that was never asked for was not rejected.
+    let forbidden = Script::start(|_: &Seen| Reply::new(403, &[], "")).await;
+    let error = get(&forbidden.upstream_with_credential()).await.unwrap_err();
+    assert_eq!(error.kind, UpstreamErrorKind::Refused { status: 403, anonymous: true });
+    assert!(!error.to_string().contains("was rejected"), "{error}");
+
+    let rejecting = Script::start(|_: &Seen| Reply::challenge("Basic")).await;
+    let upstream = rejecting.upstream_with_credential();
+    for _ in 0..2 {
+        let error = get(&upstream).await.unwrap_err();
+        assert!(error.to_string().contains("the credential for corp was rejected"), "{error}");
+    }
+
     let basic = Script::start(|_: &Seen| Reply::challenge("Basic")).await;
     for upstream in [basic.upstream(), basic.upstream_with_credential()] {
         let error = get(&upstream).await.unwrap_err();
@@ -356,4 +366,16 @@ async fn secrets_and_query_strings_stay_out_of_every_text() {
     }
     let expected = format!("upstream corp ({}) broke the connection", script.address);
     assert!(error.to_string().starts_with(&expected), "{error}");
+}
+
+#[tokio::test]
+async fn a_bare_403_is_asked_again_with_the_credential() {
+    let script = Script::start(|seen| match (seen.path(), seen.authorization()) {
+        ("/v2/", _) => Reply::challenge("Basic"),
+        (_, Some(BOT_BASIC)) => Reply::ok("{}"),
+        _ => Reply::new(403, &[], ""),
+    })
+    .await;
+    get(&script.upstream_with_credential()).await.unwrap();
+    assert!(get(&script.upstream()).await.is_err());
 }

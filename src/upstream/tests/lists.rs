@@ -95,9 +95,12 @@ async fn a_registry_without_referrers_is_told_from_one_that_fails() {
 #[tokio::test]
 async fn a_list_of_referrers_that_breaks_off_or_never_ends_is_an_error() {
     for second in [Reply::not_found as fn() -> Reply, || Reply::ok("<html>"), || Reply::new(500, &[], "")] {
-        let script = Script::start(move |seen| match seen.query("page").is_empty() {
-            true => Reply::new(200, &[("link", "<?page=2>; rel=next")], &page(&[1])),
-            false => second(),
+        let script = Script::start(move |seen| {
+            if seen.query("page").is_empty() {
+                Reply::new(200, &[("link", "<?page=2>; rel=next")], &page(&[1]))
+            } else {
+                second()
+            }
         })
         .await;
         assert!(referrers(&script).await.is_err());

@@ -156,6 +156,15 @@ async fn an_upstream_in_the_private_network_may_stay_there() {
 }
 
 #[tokio::test]
+async fn an_endpoint_may_point_at_its_siblings() {
+    let sibling = Script::start_at(PRIVATE, |_| Reply::ok("{}")).await;
+    let url: Url = format!("http://inner.test:{}/x", sibling.address.port()).parse().unwrap();
+    let location = url.to_string();
+    let script = Script::start(move |_| Reply::redirect(307, &location)).await;
+    public(&script, |options| options.endpoints.push(url)).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_name_that_a_client_chose_is_only_dialled_at_public_addresses() {
     let inner = Script::start_at(PRIVATE, |_| Reply::ok("{}")).await;
     let url: Url = format!("http://inner.test:{}", inner.address.port()).parse().unwrap();

@@ -81,7 +81,7 @@ impl Reply {
     fn new(status: u16, headers: &[(&str, &str)], body: &str) -> Self {
         let mut head = format!("HTTP/1.1 {status} x\r\ncontent-length: {}\r\n", body.len());
         for (name, value) in headers {
-            head.push_str(&format!("{name}: {value}\r\n"));
+            head.extend([name, ": ", value, "\r\n"]);
         }
         Self { bytes: format!("{head}\r\n{body}").into_bytes(), then: Then::KeepAlive }
     }
