@@ -74,7 +74,7 @@ impl Mirror {
 async fn fetch(target: &Target, subject: &Digest) -> Result<ListRecord, MirrorError> {
     let (client, repository) = (&target.upstream.client, &target.repository);
     let list = match client.referrers(repository, subject).await? {
-        upstream::Referrers::List(bytes) => parse(target, &bytes)?,
+        upstream::Referrers::List(list) => list,
         upstream::Referrers::Unsupported => {
             let tag = referrers::fallback_tag(subject);
             match client.get_manifest(repository, &Reference::Tag(tag), Access::Configured).await {

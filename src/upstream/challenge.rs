@@ -181,6 +181,7 @@ mod tests {
         lines.iter().map(|line| (WWW_AUTHENTICATE, line.parse().unwrap())).collect()
     }
 
+    #[expect(clippy::unnecessary_wraps, reason = "compared with options")]
     fn bearer(realm: &str, service: Option<&str>, scope: Option<&str>, error: Option<&str>) -> Option<Challenge> {
         let own = |text: Option<&str>| text.map(ToOwned::to_owned);
         Some(Challenge::Bearer { realm: realm.to_owned(), service: own(service), scope: own(scope), error: own(error) })
@@ -259,7 +260,7 @@ mod tests {
             let mut line = format!("{before}Bearer ");
             for (name, value) in names.iter().zip(&values) {
                 let quoted = value.replace('\\', "\\\\").replace('"', "\\\"");
-                line.push_str(&format!("{name}=\"{quoted}\","));
+                line.extend([name, "=\"", &quoted, "\","]);
             }
             let offers = offers(line.as_bytes());
             let bearer = offers.last().unwrap();

@@ -1,7 +1,7 @@
 //! TLS towards upstreams: whose certificates are believed.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, ring};
@@ -46,11 +46,21 @@ pub(super) fn settings(ca_file: Option<&Path>, skip_verify: bool) -> Result<Clie
     Ok(settings)
 }
 
+/// The bundled roots and the system's, read once for all upstreams.
+fn default_roots() -> RootCertStore {
+    static ROOTS: OnceLock<RootCertStore> = OnceLock::new();
+    let load = || {
+        let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
+        let system = rustls_native_certs::load_native_certs();
+        let (added, ignored) = roots.add_parsable_certificates(system.certs);
+        tracing::debug!(added, ignored, errors = system.errors.len(), "system root certificates loaded");
+        roots
+    };
+    ROOTS.get_or_init(load).clone()
+}
+
 fn roots(ca_file: Option<&Path>) -> Result<RootCertStore, TlsSettingsError> {
-    let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
-    let system = rustls_native_certs::load_native_certs();
-    let (added, ignored) = roots.add_parsable_certificates(system.certs);
-    tracing::debug!(added, ignored, errors = system.errors.len(), "system root certificates loaded");
+    let mut roots = default_roots();
     if let Some(path) = ca_file {
         add_file(&mut roots, path)?;
     }
