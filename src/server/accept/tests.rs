@@ -58,7 +58,7 @@ async fn until(stream: &mut (impl AsyncRead + Unpin), end: &str) {
     }
 }
 
-const LONG: Duration = Duration::from_secs(3600);
+const LONG: Duration = Duration::from_hours(1);
 
 #[tokio::test]
 async fn requests_know_both_ends_of_their_connection() {
