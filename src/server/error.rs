@@ -6,7 +6,7 @@ use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 
-use crate::oci::error::{ERROR_MEDIA_TYPE, ErrorCode, error_body};
+use crate::oci::error::{ErrorCode, error_body};
 
 /// An answer that is an error. The message is for the person behind the client: containerd and others show the first
 /// host's message, so it names the upstream, what happened and what to do.
@@ -69,7 +69,7 @@ impl IntoResponse for ErrorResponse {
         *response.status_mut() = self.status;
         let headers = response.headers_mut();
         *headers = self.headers;
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(ERROR_MEDIA_TYPE));
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         if let Some(after) = self.retry_after {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(whole_seconds(after)));
         }
