@@ -6,7 +6,10 @@ use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 
+use crate::mirror::{MirrorError, MirrorErrorKind, Outcome};
 use crate::oci::error::{ErrorCode, error_body};
+use crate::oci::range::content_range_unsatisfied;
+use crate::oci::route::{RouteError, RouteStatus};
 
 /// An answer that is an error. The message is for the person behind the client: containerd and others show the first
 /// host's message, so it names the upstream, what happened and what to do.
@@ -60,6 +63,69 @@ impl ErrorResponse {
         self
     }
 }
+
+impl ErrorResponse {
+    /// A range of which no byte lies within content of this size.
+    pub(super) fn range_not_satisfiable(size_bytes: u64) -> Self {
+        let message = format!("the range asked for lies outside of the {size_bytes} bytes that there are");
+        let error = Self::new(StatusCode::RANGE_NOT_SATISFIABLE, ErrorCode::SizeInvalid, message);
+        match HeaderValue::from_str(&content_range_unsatisfied(size_bytes)) {
+            Ok(value) => error.header(header::CONTENT_RANGE, value),
+            Err(_) => error,
+        }
+    }
+
+    /// What became of the request that is answered so.
+    pub(super) fn outcome(&self) -> Outcome {
+        if self.status.is_server_error() {
+            Outcome::Failed
+        } else if self.status == StatusCode::NOT_FOUND {
+            Outcome::NotFound
+        } else {
+            Outcome::Refused
+        }
+    }
+}
+
+impl From<RouteError> for ErrorResponse {
+    fn from(error: RouteError) -> Self {
+        let status = match error.status() {
+            RouteStatus::NotFound => StatusCode::NOT_FOUND,
+            RouteStatus::BadRequest => StatusCode::BAD_REQUEST,
+        };
+        Self::new(status, error.code(), error.to_string())
+    }
+}
+
+/// The table of statuses: every kind of failure has its own, and none is 429 or 408 (law 7). containerd moves on to its
+/// next host on any of them.
+impl From<MirrorError> for ErrorResponse {
+    fn from(error: MirrorError) -> Self {
+        let (status, code) = match error.kind {
+            MirrorErrorKind::UnknownName => (StatusCode::NOT_FOUND, ErrorCode::NameUnknown),
+            MirrorErrorKind::InvalidName => (StatusCode::BAD_REQUEST, ErrorCode::NameInvalid),
+            MirrorErrorKind::UnknownManifest => (StatusCode::NOT_FOUND, ErrorCode::ManifestUnknown),
+            MirrorErrorKind::UnknownBlob => (StatusCode::NOT_FOUND, ErrorCode::BlobUnknown),
+            MirrorErrorKind::Denied => (StatusCode::FORBIDDEN, ErrorCode::Denied),
+            MirrorErrorKind::RateLimited { .. } => (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::TooManyRequests),
+            MirrorErrorKind::Unavailable | MirrorErrorKind::Unusable => {
+                (StatusCode::BAD_GATEWAY, ErrorCode::Unavailable)
+            }
+            MirrorErrorKind::Timeout => (StatusCode::GATEWAY_TIMEOUT, ErrorCode::Unavailable),
+            MirrorErrorKind::Internal => (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable),
+        };
+        let response = Self::new(status, code, error.message.as_ref());
+        match error.kind {
+            MirrorErrorKind::RateLimited { retry_after } => {
+                response.retry_after(retry_after.unwrap_or(RATE_LIMIT_PAUSE))
+            }
+            _ => response,
+        }
+    }
+}
+
+/// When to come back after an upstream's limit, where upstream did not say.
+const RATE_LIMIT_PAUSE: Duration = Duration::from_mins(1);
 
 /// The same for HEAD as for GET: the edge sends the headers, the length among them, and leaves the body out.
 impl IntoResponse for ErrorResponse {

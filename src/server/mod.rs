@@ -3,8 +3,13 @@
 pub mod accept;
 pub mod access_log;
 pub mod admin;
+mod blobs;
 pub mod body;
 pub mod connection;
 pub mod error;
 pub mod listen;
+mod lists;
+mod manifests;
+mod range;
+pub mod router;
 pub mod stream;
