@@ -84,7 +84,7 @@ pub(super) struct Space {
     pub(super) free_inodes: Option<u64>,
 }
 
-/// At most so many buffers go into one `pwritev` (the smallest IOV_MAX among Linux systems).
+/// At most so many buffers go into one `pwritev` (the smallest `IOV_MAX` among Linux systems).
 const SLICES_MAX: usize = 1024;
 
 // === impl Op ===

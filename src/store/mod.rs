@@ -27,6 +27,7 @@ use crate::tasks::{self, Pool};
 mod audit;
 mod blob;
 mod catalog;
+mod count;
 mod error;
 mod fs;
 mod index;
@@ -164,7 +165,7 @@ pub fn facts(path: &Path) -> Result<FileSystemFacts, StoreError> {
 
 impl Options {
     /// The grace that `shrink_grace` has outside of tests.
-    pub const SHRINK_GRACE: Duration = Duration::from_secs(600);
+    pub const SHRINK_GRACE: Duration = Duration::from_mins(10);
 }
 
 impl fmt::Debug for Options {

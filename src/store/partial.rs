@@ -6,9 +6,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::blob::OpenFile;
+use super::count::charge;
 use super::error::StoreError;
 use super::fs::Op;
-use super::index::charge;
 use super::ledger::{Reservation, now};
 use super::publish::{MODE_BLOB, Staged, publish};
 use super::{Shared, Store};
