@@ -9,7 +9,6 @@ pub(super) struct Totals {
     pub(super) reserved: u64,
     pub(super) capacity: u64,
     pub(super) blobs: usize,
-    pub(super) in_use: usize,
 }
 
 /// Blocks of the file system: what any file takes at least.

@@ -204,7 +204,7 @@ impl<H> Index<H> {
         self.capacity
     }
 
-    /// The sums; counting the blobs in use walks all entries.
+    /// All sums.
     pub(super) fn totals(&self) -> Totals {
         Totals {
             present: self.present,
@@ -213,7 +213,6 @@ impl<H> Index<H> {
             reserved: self.reserved,
             capacity: self.capacity,
             blobs: self.entries.len(),
-            in_use: self.entries.values().filter(|entry| entry.handle.strong_count() > 0).count(),
         }
     }
 

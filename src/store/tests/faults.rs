@@ -12,7 +12,7 @@ where
         let mut n = 0;
         loop {
             let script = Script::failing(usize::MAX, errno, for_ever);
-            let rig = Rig::new(8 * MIB).with_faults(&script);
+            let rig = Rig::in_memory(8 * MIB).with_faults(&script);
             let store = rig.open().await;
             store.settled().await;
             script.passes.store(n, Ordering::SeqCst);
@@ -28,7 +28,7 @@ where
             assert_eq!((snapshot.reserved_bytes, snapshot.evicting_bytes), (0, 0), "operation {n}: {snapshot:?}");
             check(&store).await;
             if !for_ever {
-                assert_eq!(rig.files("v1/partial"), Vec::<PathBuf>::new(), "operation {n}");
+                assert_eq!(rig.files("v1/partial"), Vec::<PathBuf>::new(), "operation {n}: {result:?}");
                 assert_eq!(store.audit().await.unwrap(), Vec::<String>::new(), "operation {n}");
             }
             drop(store);

@@ -15,7 +15,7 @@ async fn a_second_process_is_told_who_holds_the_data_directory() {
 async fn a_second_process_waits_for_the_first_to_stop() {
     let mut rig = Rig::new(MIB);
     let store = rig.open().await;
-    rig.options.lock_wait = Duration::from_secs(60);
+    rig.options.lock_wait = Duration::from_mins(1);
     let opening = rig.open();
     tokio::pin!(opening);
     assert!(futures_util::poll!(&mut opening).is_pending());

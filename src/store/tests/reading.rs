@@ -22,7 +22,7 @@ async fn a_thousand_readers_share_one_descriptor() {
         links.filter(|link| std::fs::read_link(link.path()).is_ok_and(|target| target == path)).count()
     };
     assert_eq!(open(), 1);
-    assert_eq!(store.snapshot().open_blobs, 1);
+    assert_eq!(store.snapshot().open_files, 1);
     drop(blobs);
     assert_eq!(open(), 0);
 }
