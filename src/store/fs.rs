@@ -86,7 +86,7 @@ pub(super) struct Space {
     pub(super) free_inodes: Option<u64>,
 }
 
-/// At most so many buffers go into one `pwritev` (the smallest IOV_MAX among Linux systems).
+/// At most so many buffers go into one `pwritev` (the smallest `IOV_MAX` among Linux systems).
 const SLICES_MAX: usize = 1024;
 
 // === impl Op ===
@@ -152,10 +152,14 @@ impl Disk {
             }
             created = self.create_folder(path);
         }
-        match path.parent() {
-            Some(parent) if created? => self.sync_folder(parent),
-            _ => Ok(()),
+        let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) else {
+            return created.map(drop);
+        };
+        if created? {
+            // Whoever comes next must not take it for durable.
+            self.sync_folder(parent).inspect_err(|_| drop(self.remove_folder(path)))?;
         }
+        Ok(())
     }
 
     /// Creates one folder. `false`: it is already there.

@@ -6,9 +6,10 @@ use serde::{Deserialize, Serialize};
 
 use super::Store;
 use super::catalog::HeldList;
+use super::count::record_charge;
 use super::error::StoreError;
 use super::layout;
-use super::record_files::{encode, record_charge};
+use super::record_files::encode;
 use crate::clock::Timestamp;
 use crate::oci::manifest::Descriptor;
 use crate::oci::{Digest, Repository, Tag};
@@ -351,16 +352,12 @@ impl Store {
         self.shared
             .put_record(repository, content, path, move |shared, repository, written| {
                 let key = (repository.clone(), file_name);
-                match written {
-                    Some(charge) => {
-                        let list = HeldList { bytes, written: Timestamp::now(), charge };
-                        shared.catalog.write().add_list(repository, key.1.clone(), list);
-                        shared.records.lists.insert(key, (Arc::new(record), weight));
-                    }
-                    None => {
-                        drop(shared.catalog.write().remove_list(repository, &key.1));
-                        shared.records.lists.invalidate(&key);
-                    }
+                if let Some(charge) = written {
+                    let list = HeldList { bytes, written: Timestamp::now(), charge };
+                    shared.catalog.write().add_list(repository, key.1.clone(), list);
+                    shared.records.lists.insert(key, (Arc::new(record), weight));
+                } else {
+                    shared.drop_list(repository, key.1);
                 }
                 true
             })

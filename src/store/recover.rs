@@ -9,12 +9,12 @@ use rayon::iter::{IntoParallelIterator as _, ParallelIterator as _};
 
 use super::blob::OpenFile;
 use super::catalog::HeldList;
+use super::count::{charge, record_charge};
 use super::error::StoreError;
 use super::fs::{Disk, Found, Kind, Space};
 use super::index::Index;
 use super::layout::{self, ALGORITHMS, LISTS, Layout, MANIFESTS, TAGS};
 use super::publish::{MODE_RECORD, publish_bytes};
-use super::record_files::record_charge;
 use super::records::{ManifestRecord, TagRecord};
 use super::{FileSystemFacts, Shared};
 use crate::clock::Timestamp;
@@ -87,7 +87,7 @@ pub(super) fn recover(disk: &Disk, layout: &Layout, capacity_bytes: u64) -> Resu
     }
     for found in disk.list(&layout.quarantine())? {
         if let Some(facts) = disk.facts(&layout.quarantine().join(found.name))? {
-            index.found_records(super::index::charge(facts.size_bytes));
+            index.found_records(charge(facts.size_bytes));
         }
     }
     Ok(index)
