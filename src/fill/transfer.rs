@@ -122,7 +122,7 @@ impl Tools {
         let total = body.total_bytes;
         let not_storable = |reason: String| FillError::NotStorable { digest, reason: reason.into() };
         let reservation =
-            self.store.reserve(total.unwrap_or(SMALL_BYTES)).await.map_err(|error| not_storable(error.to_string()))?;
+            self.store.reserve(total.unwrap_or(0)).await.map_err(|error| not_storable(error.to_string()))?;
         let mut partial = self
             .store
             .create_partial(&fill.key().registry, digest, total, reservation)

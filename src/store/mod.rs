@@ -59,7 +59,7 @@ pub use fs::{Faults, Op};
 pub use ledger::Reservation;
 pub use partial::Partial;
 pub use piece::{Cut, Piece, Pieces};
-pub use records::{ListName, ListRecord, ManifestRecord, TagRecord};
+pub use records::{ListName, ListRecord, Listed, ManifestRecord, TagRecord};
 
 /// How to open a store.
 #[derive(Clone)]

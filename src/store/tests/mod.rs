@@ -165,14 +165,20 @@ fn tag(name: &str) -> Tag {
 }
 
 fn tag_record(digest: Digest) -> TagRecord {
-    TagRecord { digest, media_type: "application/x".to_owned(), fetched: Timestamp(1), checked: Timestamp(2) }
+    TagRecord {
+        digest,
+        media_type: "application/x".to_owned(),
+        fetched: Timestamp(1),
+        checked: Timestamp(2),
+        gone: None,
+    }
 }
 
 fn manifest_record(fetched: u64, children: &[Digest]) -> ManifestRecord {
     let descriptor = |digest: &Digest| Descriptor {
         media_type: format!("application/x-{fetched}"),
         digest: *digest,
-        size_bytes: 1,
+        size_bytes: fetched,
         urls: false,
         platform: None,
         artifact_type: None,
@@ -184,9 +190,9 @@ fn manifest_record(fetched: u64, children: &[Digest]) -> ManifestRecord {
         fetched: Timestamp(fetched),
         subject: None,
         artifact_type: None,
-        annotations: std::collections::BTreeMap::default(),
         descriptors: children.iter().map(descriptor).collect(),
         public: true,
+        confirmed: Vec::new(),
     }
 }
 

@@ -10,28 +10,22 @@ async fn records_survive_a_restart() {
     assert!(store.put_manifest(&repository, manifest, record.clone()).await.unwrap());
     assert!(store.put_tag(&repository, &tag("latest"), tag_record(manifest)).await.unwrap());
     let referrers = ListName::Referrers(manifest);
-    let page = ListName::Tags { limit: Some(10), last: Some("a/../b".to_owned()) };
-    let list = ListRecord {
-        fetched: Timestamp(1),
-        checked: Timestamp(1),
-        media_type: "application/json".to_owned(),
-        body: "{}".to_owned(),
-        next: None,
-    };
-    for name in [&referrers, &page] {
+    let list = ListRecord { fetched: Timestamp(1), body: "{}".to_owned() };
+    for name in [&referrers, &ListName::Tags] {
         assert!(store.put_list(&repository, name, list.clone()).await.unwrap());
     }
     store.close().await;
 
     let store = rig.open().await;
-    assert_eq!(store.listed(&repository, &layer).await.unwrap().as_ref(), Some(&record.descriptors[0]));
+    let listed = Listed { size_bytes: 5, confirmed: false };
+    assert_eq!(store.listed(&repository, &layer).await.unwrap(), Some(listed));
     assert_eq!(store.held_tags(&repository).await.unwrap(), [tag("latest")]);
     assert_eq!(store.tag(&repository, &tag("latest")).await.unwrap(), Some(tag_record(manifest)));
     assert_eq!(store.manifest(&repository, &manifest).await.unwrap().as_deref(), Some(&record));
-    for name in [&referrers, &page] {
+    for name in [&referrers, &ListName::Tags] {
         assert_eq!(store.list(&repository, name).await.unwrap().as_deref(), Some(&list));
     }
-    assert_eq!(store.list(&repository, &ListName::Tags { limit: None, last: None }).await.unwrap(), None);
+    assert_eq!(store.list(&repository, &ListName::Referrers(layer)).await.unwrap(), None);
     store.forget_tag(&repository, &tag("latest")).await.unwrap();
     assert_eq!(store.tag(&repository, &tag("latest")).await.unwrap(), None);
     assert!(store.held_tags(&repository).await.unwrap().is_empty());
@@ -100,7 +94,7 @@ async fn the_newest_manifest_that_lists_a_digest_answers_for_it() {
         store.put_manifest(&repository, manifest, manifest_record(fetched, &[layer])).await.unwrap();
     }
     let found = store.listed(&repository, &layer).await.unwrap().unwrap();
-    assert_eq!(found.media_type, "application/x-9");
+    assert_eq!(found.size_bytes, 9);
     assert_eq!(store.listed(&self::repository("b"), &layer).await.unwrap(), None);
 
     let foreign = content("foreign", 10).0;
@@ -112,16 +106,35 @@ async fn the_newest_manifest_that_lists_a_digest_answers_for_it() {
 }
 
 #[tokio::test]
+async fn what_upstream_confirmed_and_what_was_public_survives_a_restart() {
+    let rig = Rig::new(8 * MIB);
+    let store = rig.open().await;
+    let repository = repository("a");
+    let (layer, other) = (content("layer", 10).0, content("other", 10).0);
+    let manifest = put(&store, "manifest", 10).await;
+    let mut record = manifest_record(5, &[layer, other]);
+    record.public = false;
+    store.put_manifest(&repository, manifest, record).await.unwrap();
+    store.confirm(&repository, &layer).await.unwrap();
+    store.confirm(&repository, &content("stranger", 1).0).await.unwrap();
+    store.close().await;
+
+    let store = rig.open().await;
+    let listed = |confirmed| Some(Listed { size_bytes: 5, confirmed });
+    assert_eq!(store.listed(&repository, &layer).await.unwrap(), listed(true));
+    assert_eq!(store.listed(&repository, &other).await.unwrap(), listed(false));
+    assert!(!store.is_public(&repository).await.unwrap());
+    let manifest = put(&store, "another", 10).await;
+    store.put_manifest(&repository, manifest, manifest_record(1, &[])).await.unwrap();
+    assert!(store.is_public(&repository).await.unwrap());
+    assert_at_rest(&store).await;
+}
+
+#[tokio::test]
 async fn held_lists_have_a_bound_and_the_oldest_goes() {
     let rig = Rig::new(2 * MIB);
     let store = rig.open().await;
-    let list = |len| ListRecord {
-        fetched: Timestamp(1),
-        checked: Timestamp(1),
-        media_type: String::new(),
-        body: "x".repeat(len),
-        next: None,
-    };
+    let list = |len| ListRecord { fetched: Timestamp(1), body: "x".repeat(len) };
     assert!(!store.put_list(&repository("a"), &ListName::Referrers(content("a", 1).0), list(40_000)).await.unwrap());
     for n in 0..30 {
         let name = ListName::Referrers(content(&n.to_string(), 5).0);
