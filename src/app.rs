@@ -1,1 +1,260 @@
 //! The composition root: the one place that builds and connects the concrete parts.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+
+use crate::config::{self, Config, UnverifiedRanges, Upstream, UpstreamName};
+use crate::fill::Fills;
+use crate::metrics::Metrics;
+use crate::mirror::{Mirror, Names, Policy, Settings, Source, Upstreams};
+use crate::oci::RegistryName;
+use crate::server::accept::{self, Drained, Limits};
+use crate::server::admin::{self, Readiness};
+use crate::server::listen::{self, ListenError};
+use crate::server::router::{self, Edge};
+use crate::shutdown::Shutdown;
+use crate::store::{self, Store, StoreError};
+use crate::tasks::{self, Pool, PoolError};
+use crate::upstream;
+
+/// A server that runs.
+#[derive(Debug)]
+pub struct Running {
+    /// Where clients pull.
+    pub listen: Vec<SocketAddr>,
+    /// Where health and metrics are.
+    pub admin: Vec<SocketAddr>,
+    /// How many bytes the store may hold.
+    pub capacity_bytes: u64,
+    /// The store, for those who look into it.
+    pub store: Store,
+    /// The downloads in progress.
+    pub fills: Fills,
+    /// All metrics.
+    pub metrics: Arc<Metrics>,
+    /// Makes it stop.
+    pub shutdown: Shutdown,
+    readiness: Readiness,
+    /// One task a listener; each gives the number of connections that it had to cut.
+    accepting: Vec<JoinHandle<Drained>>,
+    admin_tasks: Vec<JoinHandle<Drained>>,
+    admin_shutdown: Shutdown,
+    sweeping: JoinHandle<()>,
+}
+
+/// Why a server could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// An address can't be listened on.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// The data directory can't be used.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Threads could not be started.
+    #[error(transparent)]
+    Pool(#[from] PoolError),
+    /// The file system of the data directory can't be asked for its size.
+    #[error("could not learn the size of the file system of {path}: {source}")]
+    FileSystem {
+        /// The data directory.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// How long open requests have to finish after the order to stop.
+const GRACE: Duration = Duration::from_secs(25);
+
+/// How long a server waits for another that still holds its data directory: rolling updates overlap.
+const LOCK_WAIT: Duration = Duration::from_secs(60);
+
+/// How often last reads are written down: what a crash can cost of the order of eviction.
+const SWEEP_EVERY: Duration = Duration::from_secs(30);
+
+/// Threads for the file system: enough to keep a disk busy, few enough that none wait for a core.
+const IO_THREADS: usize = 8;
+
+/// Builds all parts from a configuration, connects them, and starts serving.
+///
+/// Listening comes first, so that clients wait instead of being refused while the store is read; nothing here needs the
+/// network beyond that (law 9).
+pub async fn start(config: &Config) -> Result<Running, StartError> {
+    let metrics = Arc::new(Metrics::new());
+    let readiness = Readiness::starting();
+    let shutdown = Shutdown::new(GRACE);
+    // Health can be asked for until the very end.
+    let admin_shutdown = Shutdown::new(Duration::from_secs(1));
+    let listeners = listen::bind(&config.server.listen)?;
+    let admin_listeners = listen::bind(&config.admin.listen)?;
+    let (listen, admin) = (addresses(&listeners), addresses(&admin_listeners));
+    let limits = Limits { connections_max: config.server.max_connections, ..Limits::default() };
+    let admin_router = admin::router(Arc::clone(&metrics), readiness.clone());
+    let admin_tasks = serve(admin_listeners, &admin_router, limits, &metrics, &admin_shutdown);
+
+    let (store, capacity_bytes) = open_store(config, &metrics).await?;
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    let fills = Fills::new(store.clone(), Pool::new("hash", cores)?, Arc::clone(&metrics));
+    let settings = Settings {
+        offline: config.offline,
+        list_ttl: config.tags.list_ttl,
+        negative_ttl: config.tags.negative_ttl,
+        ranges_wait_for_verified: config.fill.unverified_ranges == UnverifiedRanges::Wait,
+    };
+    let mirror = Mirror::new(settings, upstreams(config, &metrics), store.clone(), fills.clone(), Arc::clone(&metrics));
+    let edge = Edge { mirror, client_header_timeout: config.server.client_header_timeout };
+    let router = router::router(edge, Arc::clone(&metrics));
+    let accepting = serve(listeners, &router, limits, &metrics, &shutdown);
+    let sweeping = tasks::spawn("sweep", sweep(store.clone(), shutdown.clone()));
+    readiness.set_ready();
+    Ok(Running {
+        listen,
+        admin,
+        capacity_bytes,
+        store,
+        fills,
+        metrics,
+        shutdown,
+        readiness,
+        accepting,
+        admin_tasks,
+        admin_shutdown,
+        sweeping,
+    })
+}
+
+// === impl Running ===
+
+impl Running {
+    /// Serves until told to stop, then drains: open requests finish within the grace period, fills end, the store is
+    /// closed. Returns how many connections had to be cut.
+    pub async fn wait(self) -> usize {
+        self.shutdown.draining().await;
+        self.readiness.set_draining();
+        let mut cut = 0;
+        for task in self.accepting {
+            cut += task.await.map_or(0, |drained| drained.connections_cut);
+        }
+        // What is left by now has no client. It can't be finished later yet, so it's dropped.
+        self.fills.stop().await;
+        let _ = self.sweeping.await;
+        self.admin_shutdown.begin();
+        for task in self.admin_tasks {
+            let _ = task.await;
+        }
+        self.store.close().await;
+        cut
+    }
+
+    /// Stops and waits until everything has.
+    pub async fn stop(self) -> usize {
+        self.shutdown.begin();
+        self.wait().await
+    }
+}
+
+fn addresses(listeners: &[TcpListener]) -> Vec<SocketAddr> {
+    listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect()
+}
+
+fn serve(
+    listeners: Vec<TcpListener>,
+    router: &axum::Router,
+    limits: Limits,
+    metrics: &Arc<Metrics>,
+    shutdown: &Shutdown,
+) -> Vec<JoinHandle<Drained>> {
+    let one = |listener| accept::serve(listener, router.clone(), limits, Arc::clone(metrics), shutdown.clone());
+    listeners.into_iter().map(one).map(|serving| tasks::spawn("accept", serving)).collect()
+}
+
+async fn open_store(config: &Config, metrics: &Arc<Metrics>) -> Result<(Store, u64), StartError> {
+    let path = &config.storage.path;
+    let facts = store::facts(path).map_err(|source| StartError::FileSystem { path: path.clone(), source })?;
+    let capacity_bytes = config::capacity::resolve(config.storage.capacity, facts.into());
+    let floor = config.storage.min_free.resolve(facts.total, facts.total_inodes);
+    let options = store::Options {
+        path: path.clone(),
+        capacity_bytes,
+        min_free_bytes: floor.bytes,
+        min_free_inodes: floor.inodes,
+        lock_wait: LOCK_WAIT,
+        io_threads: IO_THREADS,
+        faults: None,
+    };
+    Ok((Store::open(options, Arc::clone(metrics)).await?, capacity_bytes))
+}
+
+async fn sweep(store: Store, shutdown: Shutdown) {
+    let mut ticks = tokio::time::interval(SWEEP_EVERY);
+    loop {
+        tokio::select! {
+            _ = ticks.tick() => store.sweep().await,
+            () = shutdown.draining() => return,
+        }
+    }
+}
+
+/// The upstreams, with a client for each and a name table that leads to them.
+fn upstreams(config: &Config, metrics: &Arc<Metrics>) -> Upstreams {
+    let mut names = Names::default();
+    let mut entries = Vec::new();
+    for (number, upstream) in config.upstreams.iter().enumerate() {
+        let policy = Policy {
+            label: upstream.name.as_str().into(),
+            tag_ttl: upstream.tag_ttl,
+            stale_if_error: upstream.stale_if_error,
+            immutable_tags: upstream.immutable_tags.clone(),
+            share_private: upstream.share_private,
+        };
+        let source = match &upstream.name {
+            UpstreamName::Exact(registry) => {
+                names.add(number, registry, &upstream.aliases);
+                Source::One(Arc::new(client(upstream, registry, metrics)))
+            }
+            UpstreamName::Pattern(pattern) => {
+                names.add_pattern(number, pattern.trim_start_matches('*'));
+                let (upstream, metrics) = (upstream.clone(), Arc::clone(metrics));
+                Source::Pattern(Box::new(move |registry| Arc::new(client(&upstream, registry, &metrics))))
+            }
+        };
+        entries.push((policy, source));
+    }
+    for (host, registry) in &config.server.hosts {
+        names.add_host(host, registry.as_str());
+    }
+    if let Some(default) = &config.server.default_upstream {
+        names.set_default(default.as_str());
+    }
+    Upstreams::new(names, entries)
+}
+
+fn client(upstream: &Upstream, registry: &RegistryName, metrics: &Arc<Metrics>) -> upstream::Upstream {
+    let credential = |credential: &config::Credential| upstream::Credential {
+        scope: credential.scope.clone(),
+        username: credential.username.clone(),
+        password: upstream::Secret::new(credential.password.expose()),
+    };
+    let options = upstream::Options {
+        name: upstream.name.as_str().to_owned(),
+        endpoints: upstream.endpoints_for(registry),
+        credentials: upstream.credentials.iter().map(credential).collect(),
+        ca_file: upstream.ca_file.clone(),
+        insecure_skip_verify: upstream.insecure_skip_verify,
+        connect_timeout: upstream.connect_timeout,
+        header_timeout: upstream.header_timeout,
+        read_idle_timeout: upstream.read_timeout,
+        max_connections: upstream.max_connections,
+        public_only: upstream.name.exact().is_none(),
+        redirect_hosts: upstream.redirect_hosts.clone(),
+    };
+    upstream::Upstream::new(options, Arc::clone(metrics))
+}

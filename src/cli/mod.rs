@@ -1,1 +1,125 @@
-//! One file per command.
+//! One file per command, and the arguments that they share.
+
+pub mod check_config;
+pub mod demo;
+pub mod healthcheck;
+pub mod serve;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::{Config, ConfigErrors, EXIT_CONFIG, Flags, ProcessEnv};
+
+/// A pull-through caching OCI registry mirror that verifies every byte
+#[derive(Debug, Parser)]
+#[command(name = "cachalot", version, about, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the mirror
+    Serve(Settings),
+    /// Show what the mirror does, with a sample upstream on this machine
+    Demo(demo::Demo),
+    /// Print the configuration that would be used, or everything that is wrong with it
+    CheckConfig(Settings),
+    /// Ask a running server whether it's ready; exit code 0 if it is
+    Healthcheck(healthcheck::Healthcheck),
+}
+
+/// Where the configuration comes from, and what overrides it.
+#[derive(Debug, Args)]
+struct Settings {
+    /// Configuration file (TOML); also `CACHALOT_CONFIG`
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Address to serve clients on; may be repeated
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    listen: Vec<String>,
+    /// Address for health and metrics; may be repeated
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    admin_listen: Vec<String>,
+    /// Data directory
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// How much the data directory may hold, such as 50GiB or 80%
+    #[arg(long, value_name = "SIZE")]
+    capacity: Option<String>,
+    /// Serve what is held and never ask an upstream
+    #[arg(long)]
+    offline: bool,
+    /// Log level, such as info or cachalot=debug
+    #[arg(long, value_name = "LEVEL")]
+    log: Option<String>,
+    /// Log format: text or json
+    #[arg(long, value_name = "FORMAT")]
+    log_format: Option<String>,
+}
+
+/// A command failed, and has said why.
+const EXIT_FAILURE: u8 = 1;
+
+/// Runs the command that the process was started with.
+pub fn main() -> ExitCode {
+    match Cli::parse().command {
+        Command::Serve(settings) => serve::run(&settings),
+        Command::Demo(demo) => demo::main(&demo),
+        Command::CheckConfig(settings) => check_config::main(&settings),
+        Command::Healthcheck(healthcheck) => healthcheck::run(&healthcheck),
+    }
+}
+
+/// Runs a command that waits, on a runtime of its own. Runtimes fail to start only when the system is out of threads.
+fn block_on(command: impl Future<Output = ExitCode>) -> ExitCode {
+    match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime.block_on(command),
+        Err(error) => fail(&format!("could not start the runtime: {error}")),
+    }
+}
+
+#[expect(clippy::print_stderr, reason = "this is where commands talk to the person who typed them")]
+fn fail(message: &str) -> ExitCode {
+    eprintln!("cachalot: {message}");
+    ExitCode::from(EXIT_FAILURE)
+}
+
+#[expect(clippy::print_stderr, reason = "this is where commands talk to the person who typed them")]
+fn fail_config(errors: &ConfigErrors) -> ExitCode {
+    eprintln!("{errors}");
+    ExitCode::from(EXIT_CONFIG)
+}
+
+// === impl Settings ===
+
+impl Settings {
+    fn flags(&self) -> Flags {
+        Flags {
+            listen: self.listen.clone(),
+            admin_listen: self.admin_listen.clone(),
+            data: self.data.clone(),
+            capacity: self.capacity.clone(),
+            offline: self.offline,
+            log: self.log.clone(),
+            log_format: self.log_format.clone(),
+        }
+    }
+
+    fn load(&self) -> Result<Config, ConfigErrors> {
+        crate::config::load(self.config.as_deref(), &ProcessEnv, &self.flags())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        super::Cli::command().debug_assert();
+    }
+}

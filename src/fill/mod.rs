@@ -1,1 +1,24 @@
 //! One download per digest and upstream, followed by any number of readers.
+//!
+//! A fill is started by the first client that asks and belongs to none (law 4). Its task takes bytes from an
+//! [`Origin`], writes them to a partial file and hashes them at the same time; readers follow the growing file at
+//! their own offsets. The last [`TAIL_BYTES`] wait until the digest is right (law 2).
+
+mod error;
+#[expect(clippy::module_inception, reason = "a fill is what this module is about; no other word is as right")]
+mod fill;
+mod origin;
+mod passthrough;
+mod progress;
+mod reader;
+mod table;
+mod transfer;
+
+pub use error::FillError;
+pub use fill::{Fill, FillKey, OriginId};
+pub use origin::{Origin, OriginBody, OriginError, OriginErrorKind};
+pub use passthrough::{PassThrough, pass_through};
+pub use progress::{Head, TAIL_BYTES};
+pub use reader::FillReader;
+pub use table::{Fills, Opened};
+pub use transfer::SMALL_BYTES;

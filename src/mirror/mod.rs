@@ -1,1 +1,181 @@
-//! Decisions: which upstream, hit, join, miss, stale, revalidate or pass through.
+//! Decisions: which upstream, hit, join, miss, stale, revalidate or pass through; who may read what.
+
+mod blobs;
+mod error;
+mod flight;
+mod freshness;
+mod manifests;
+mod origin;
+mod outcome;
+mod referrers;
+mod resolve;
+mod rights;
+mod tag_list;
+mod tags;
+mod upstreams;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::fill::Fills;
+use crate::metrics::Metrics;
+use crate::oci::{Digest, Reference, RegistryName, Repository, Tag};
+use crate::store::{ListRecord, Store};
+
+use flight::Flights;
+use rights::Rights;
+
+pub use blobs::BlobAnswer;
+pub use error::{MirrorError, MirrorErrorKind};
+pub use manifests::ManifestAnswer;
+pub use outcome::Outcome;
+pub use referrers::ReferrersAnswer;
+pub use resolve::{Names, Resolved, Unresolved};
+pub use tag_list::TagsAnswer;
+pub use upstreams::{ClientFactory, Mirrored, Policy, Source, Target, Upstreams};
+
+/// What applies to all upstreams.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Upstreams are never asked.
+    pub offline: bool,
+    /// How long tag lists and referrers are served without asking upstream.
+    pub list_ttl: Duration,
+    /// How long upstream's "not found" is believed.
+    pub negative_ttl: Duration,
+    /// Even a range in the middle of a blob that is being filled waits for the digest.
+    pub ranges_wait_for_verified: bool,
+}
+
+/// The mirror: everything between a parsed request and an answer. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Mirror(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    settings: Settings,
+    upstreams: Upstreams,
+    any_credentials: bool,
+    store: Store,
+    fills: Fills,
+    metrics: Arc<Metrics>,
+    rights: Rights,
+    /// What upstream said it does not have.
+    missing: moka::sync::Cache<(Repository, Wanted), MirrorError>,
+    /// Tags whose last check failed, for as long as upstream is left alone.
+    failed_checks: moka::sync::Cache<(Repository, Tag), MirrorError>,
+    /// Lists that are not kept on disk.
+    lists: moka::sync::Cache<ListKey, Arc<ListRecord>>,
+    manifests: Flights<(Repository, Digest), HeldManifest>,
+    tags: Flights<(Repository, Tag), tags::Checked>,
+    blob_heads: Flights<(Repository, Digest), Option<u64>>,
+    list_flights: Flights<ListKey, Arc<ListRecord>>,
+}
+
+/// What can be missing. Clients ask for the same digest as a blob and as a manifest.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Wanted {
+    Manifest(Reference),
+    Blob(Digest),
+}
+
+/// A list of a repository: its tags, or the referrers of one manifest.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct ListKey {
+    repository: Repository,
+    list: crate::store::ListName,
+}
+
+/// A manifest in memory.
+#[derive(Clone, Debug)]
+struct HeldManifest {
+    bytes: Bytes,
+    media_type: Arc<str>,
+    digest: Digest,
+}
+
+/// How many "not found" answers are remembered.
+const MISSING_MAX: u64 = 100_000;
+
+/// How many failed checks are remembered.
+const FAILED_CHECKS_MAX: u64 = 100_000;
+
+/// How long upstream is left alone after it failed to confirm a tag: a dead upstream costs one deadline per window, not
+/// one per pull, and its return is noticed within seconds.
+const FAILED_CHECK_WINDOW: Duration = Duration::from_secs(5);
+
+/// How many bytes of lists are kept in memory.
+const LISTS_BYTES_MAX: u64 = 32 * 1024 * 1024;
+
+// === impl Mirror ===
+
+impl Mirror {
+    /// Connects the parts.
+    pub fn new(
+        settings: Settings,
+        upstreams: Upstreams,
+        store: Store,
+        fills: Fills,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self(Arc::new(Inner {
+            any_credentials: upstreams.any_credentials(),
+            missing: moka::sync::Cache::builder()
+                .max_capacity(MISSING_MAX)
+                .time_to_live(settings.negative_ttl)
+                .build(),
+            failed_checks: moka::sync::Cache::builder()
+                .max_capacity(FAILED_CHECKS_MAX)
+                .time_to_live(FAILED_CHECK_WINDOW)
+                .build(),
+            lists: moka::sync::Cache::builder()
+                .max_capacity(LISTS_BYTES_MAX)
+                .weigher(|_, list: &Arc<ListRecord>| u32::try_from(list.body.len() + 512).unwrap_or(u32::MAX))
+                .build(),
+            rights: Rights::new(),
+            manifests: Flights::new(),
+            tags: Flights::new(),
+            blob_heads: Flights::new(),
+            list_flights: Flights::new(),
+            settings,
+            upstreams,
+            store,
+            fills,
+            metrics,
+        }))
+    }
+
+    /// Finds what a request means: an upstream and a repository there. Counts what is refused.
+    pub fn resolve(
+        &self,
+        prefix: Option<&str>,
+        name: &str,
+        namespace: Option<&str>,
+        host: Option<&str>,
+    ) -> Result<Target, MirrorError> {
+        let target = self.0.upstreams.resolve(prefix, name, namespace, host);
+        if matches!(&target, Err(error) if error.kind == MirrorErrorKind::UnknownName) {
+            self.0.metrics.refused_names.inc();
+        }
+        target
+    }
+
+    /// The canonical name of the registry that a name or alias means, if it is configured.
+    pub fn registry_called(&self, name: &str) -> Option<RegistryName> {
+        self.0.upstreams.registry_called(name)
+    }
+
+    /// What upstream said a moment ago of something that it does not have.
+    fn known_missing(&self, target: &Target, wanted: Wanted) -> Option<MirrorError> {
+        self.0.missing.get(&(target.repository.clone(), wanted))
+    }
+
+    /// Remembers upstream's "not found", and nothing else (law 7).
+    fn remember_missing(&self, target: &Target, wanted: Wanted, error: &MirrorError) {
+        if error.is_not_found() {
+            self.0.missing.insert((target.repository.clone(), wanted), error.clone());
+        }
+    }
+}

@@ -1,1 +1,298 @@
 //! Bytes in the data directory, and the only code that touches it.
+//!
+//! What a blob goes through: a [`Reservation`] sets room aside; a [`Partial`] takes bytes into it; a
+//! [`Verified`](crate::oci::Verified) turns the partial into a blob, published by one function and entered into the
+//! index; readers share its [`OpenFile`]; the sweep notes when it was last read; eviction takes it away.
+//!
+//! Locks, in the order in which they may be taken: the evictor's turn; a digest's or a repository's lock (never two); the
+//! catalog; the index. The last two are held for look-ups only, never across I/O or an await. Work under a digest's or a
+//! repository's lock runs as one job on the I/O threads, and takes the lock with it.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::metrics::Metrics;
+use crate::oci::Digest;
+use crate::tasks::{self, Pool};
+
+mod audit;
+mod blob;
+mod catalog;
+mod error;
+mod fs;
+mod index;
+mod io;
+mod layout;
+mod ledger;
+mod lock;
+mod order;
+mod partial;
+mod piece;
+mod publish;
+mod record_files;
+mod records;
+mod recover;
+mod room;
+mod sweep;
+
+pub use blob::{Blob, OpenFile, READ_BYTES_MAX};
+pub use error::{NoRoom, StoreError};
+pub use fs::{Faults, Op};
+pub use ledger::Reservation;
+pub use partial::Partial;
+pub use piece::{Cut, Piece, Pieces};
+pub use records::{ListName, ListRecord, ManifestRecord, TagRecord};
+
+/// How to open a store.
+#[derive(Clone)]
+pub struct Options {
+    /// The data directory. It is created if it isn't there.
+    pub path: PathBuf,
+    /// How much may be held, as it counts.
+    pub capacity_bytes: u64,
+    /// How many bytes must stay free on the file system.
+    pub min_free_bytes: u64,
+    /// How many inodes must stay free on the file system.
+    pub min_free_inodes: u64,
+    /// How long to wait for another process to let go of the data directory.
+    pub lock_wait: Duration,
+    /// How long nothing is evicted after more was found than the capacity allows: time to notice a mistake.
+    pub shrink_grace: Duration,
+    /// How many threads read and write.
+    pub io_threads: usize,
+    /// Failures to order, for tests.
+    pub faults: Option<Arc<dyn Faults>>,
+}
+
+/// The store. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Store {
+    shared: Arc<Shared>,
+}
+
+/// What a store holds at one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Bytes on disk, as they count: blobs, records, quarantine.
+    pub present_bytes: u64,
+    /// The part of them that records and quarantine take.
+    pub record_bytes: u64,
+    /// The part of them that is on its way out.
+    pub evicting_bytes: u64,
+    /// Bytes set aside for what is being written, and for unlinked files that are still open.
+    pub reserved_bytes: u64,
+    /// How much may be held.
+    pub capacity_bytes: u64,
+    /// How many blobs are held.
+    pub blobs: usize,
+    /// How many blobs are open.
+    pub open_blobs: usize,
+    /// How many partials there are, including those whose files are being removed.
+    pub partials: usize,
+    /// More was found at boot than the capacity allows, and nothing is evicted yet.
+    pub over_capacity: bool,
+}
+
+/// A file system, for choosing a capacity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileSystemFacts {
+    /// How large it is.
+    pub total_bytes: u64,
+    /// How much an ordinary user may still write.
+    pub free_bytes: u64,
+    /// How much blobs take there already.
+    pub held_bytes: u64,
+    /// The data directory is a mount of its own.
+    pub own_mount: bool,
+}
+
+/// What all clones of a store share.
+struct Shared {
+    layout: Layout,
+    io: Arc<Io>,
+    ledger: Arc<Ledger>,
+    metrics: Arc<Metrics>,
+    min_free_bytes: u64,
+    min_free_inodes: u64,
+    grace_until: Option<Instant>,
+    /// Whoever creates, replaces or removes a blob's file holds its digest's lock.
+    blob_locks: Stripes,
+    /// Whoever reads or changes a repository's record files holds its lock.
+    record_locks: Stripes,
+    catalog: RwLock<Catalog>,
+    /// Whether the catalog is complete.
+    loaded: watch::Sender<bool>,
+    records: RecordCaches,
+    /// Small blobs that were read, verified.
+    memory: moka::future::Cache<Digest, Bytes>,
+    evictor: tokio::sync::Mutex<()>,
+    /// The folders of partials that are in use or being removed.
+    partials: Mutex<HashSet<PathBuf>>,
+    staged: AtomicU64,
+    lock: Mutex<Option<Lock>>,
+}
+
+use catalog::Catalog;
+use fs::Disk;
+use io::{Io, Stripes};
+use layout::Layout;
+use ledger::Ledger;
+use lock::Lock;
+use records::RecordCaches;
+
+/// How much of small blobs is kept in memory.
+const MEMORY_BYTES: u64 = 64 << 20;
+
+/// Tells the catalog's waiters that it is complete, also when loading it failed: better a poor order than none.
+struct Loading(Arc<Shared>);
+
+/// What is known of the file system that a data directory is or will be on. Reads the sizes of all blobs there.
+pub fn facts(path: &Path) -> Result<FileSystemFacts, StoreError> {
+    recover::facts(&Disk::new(None, Arc::default()), path)
+}
+
+// === impl Options ===
+
+impl Options {
+    /// The grace that `shrink_grace` has outside of tests.
+    pub const SHRINK_GRACE: Duration = Duration::from_secs(600);
+}
+
+impl fmt::Debug for Options {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Options")
+            .field("path", &self.path)
+            .field("capacity_bytes", &self.capacity_bytes)
+            .finish_non_exhaustive()
+    }
+}
+
+// === impl Store ===
+
+impl Store {
+    /// Takes the data directory into use: locks it, removes what was left half-done, and finds what it holds. Needs
+    /// nothing but the disk (law 9). Records are read in the background.
+    pub async fn open(options: Options, metrics: Arc<Metrics>) -> Result<Self, StoreError> {
+        let pool =
+            Pool::new("store", options.io_threads.max(1)).map_err(|error| StoreError::Threads(Arc::new(error)))?;
+        let io = Io::new(Disk::new(options.faults, metrics.clone()), pool);
+        let layout = Layout::new(&options.path);
+        let started = Instant::now();
+
+        let (disk, paths) = (io.disk.clone(), layout.clone());
+        io.pool.run(move || recover::prepare(&disk, &paths)).await?;
+        let lock = Lock::acquire(&io, &layout, options.lock_wait).await?;
+        let (disk, paths, capacity_bytes) = (io.disk.clone(), layout.clone(), options.capacity_bytes);
+        let index = io.pool.run(move || recover::recover(&disk, &paths, capacity_bytes)).await?;
+
+        let (blobs, held_bytes, excess) = (index.blobs(), index.held(), index.excess());
+        let elapsed_ms = started.elapsed().as_millis();
+        tracing::info!(path = %options.path.display(), blobs, held_bytes, capacity_bytes, elapsed_ms, "opened the store");
+        let grace_until = (excess > 0).then(|| Instant::now() + options.shrink_grace);
+        if grace_until.is_some() {
+            let grace_seconds = options.shrink_grace.as_secs();
+            tracing::warn!(
+                held_bytes,
+                capacity_bytes,
+                grace_seconds,
+                "more is held than storage.capacity allows; nothing is evicted for a while, and nothing new is stored"
+            );
+        }
+        let shared = Arc::new(Shared {
+            layout,
+            io,
+            ledger: Ledger::new(index, metrics.clone()),
+            metrics,
+            min_free_bytes: options.min_free_bytes,
+            min_free_inodes: options.min_free_inodes,
+            grace_until,
+            blob_locks: Stripes::new(),
+            record_locks: Stripes::new(),
+            catalog: RwLock::default(),
+            loaded: watch::Sender::new(false),
+            records: RecordCaches::new(),
+            memory: moka::future::Cache::builder()
+                .max_capacity(MEMORY_BYTES)
+                .weigher(|_, bytes: &Bytes| u32::try_from(bytes.len() + 256).unwrap_or(u32::MAX))
+                .build(),
+            evictor: tokio::sync::Mutex::default(),
+            partials: Mutex::default(),
+            staged: AtomicU64::new(0),
+            lock: Mutex::new(Some(lock)),
+        });
+        let (loading, deferred) = (Loading(shared.clone()), shared.io.defer());
+        tasks::spawn("load_catalog", async move {
+            let _deferred = deferred;
+            let loading = loading;
+            loading.0.clone().load_catalog().await;
+        });
+        Ok(Self { shared })
+    }
+
+    /// Waits until everything is done that nobody waits for: removing dropped partials, reading records after boot.
+    pub async fn settled(&self) {
+        self.shared.io.settled().await;
+    }
+
+    /// Ends the use of the data directory: a last sweep, what is still to be removed, and the lock. Other clones may finish
+    /// what they are reading, and must not write any more.
+    pub async fn close(self) {
+        self.sweep().await;
+        self.settled().await;
+        drop(self.shared.lock.lock().take());
+    }
+
+    /// What is held right now.
+    pub fn snapshot(&self) -> Snapshot {
+        let totals = self.shared.ledger.read().totals();
+        Snapshot {
+            present_bytes: totals.present + totals.evicting + totals.records,
+            record_bytes: totals.records,
+            evicting_bytes: totals.evicting,
+            reserved_bytes: totals.reserved,
+            capacity_bytes: totals.capacity,
+            blobs: totals.blobs,
+            open_blobs: totals.in_use,
+            partials: self.shared.partials.lock().len(),
+            over_capacity: self.shared.is_in_grace(),
+        }
+    }
+}
+
+// === impl Shared ===
+
+impl Shared {
+    /// A path for a file that is about to be published. No two are equal.
+    fn staging_path(&self) -> PathBuf {
+        self.layout.tmp().join(self.staged.fetch_add(1, Ordering::Relaxed).to_string())
+    }
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared")
+            .field("root", &self.layout.root())
+            .field("ledger", &self.ledger)
+            .finish_non_exhaustive()
+    }
+}
+
+// === impl Loading ===
+
+impl Drop for Loading {
+    fn drop(&mut self) {
+        self.0.loaded.send_replace(true);
+    }
+}
+
+#[cfg(test)]
+mod tests;

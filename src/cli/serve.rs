@@ -1,0 +1,90 @@
+//! `cachalot serve`: runs the mirror until it's told to stop.
+
+use std::net::SocketAddr;
+use std::process::ExitCode;
+
+use crate::app::{self, Running};
+use crate::config::{Config, LogFormat};
+use crate::server::listen;
+use crate::telemetry;
+
+use super::{Settings, block_on, fail, fail_config};
+
+/// Loads the configuration, starts the server, and waits for its end.
+pub(super) fn run(settings: &Settings) -> ExitCode {
+    let config = match settings.load() {
+        Ok(config) => config,
+        Err(errors) => return fail_config(&errors),
+    };
+    let format = match config.log.format {
+        LogFormat::Text => telemetry::Format::Text,
+        LogFormat::Json => telemetry::Format::Json,
+    };
+    if let Err(error) = telemetry::init(format, &config.log.level) {
+        return fail(&error.to_string());
+    }
+    block_on(serve(config))
+}
+
+async fn serve(config: Config) -> ExitCode {
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), "cachalot {}", env!("CARGO_PKG_VERSION"));
+    let limit = listen::raise_descriptor_limit();
+    tracing::debug!(?limit, "raised the limit of open files");
+    let running = match app::start(&config).await {
+        Ok(running) => running,
+        Err(error) => {
+            tracing::error!(%error, "could not start: {error}");
+            return ExitCode::from(super::EXIT_FAILURE);
+        }
+    };
+    if let Err(error) = running.shutdown.obey_signals() {
+        return fail(&format!("could not listen for signals: {error}"));
+    }
+    announce(&config, &running);
+    let cut = running.wait().await;
+    if cut > 0 {
+        tracing::warn!(cut, "stopped; {cut} connections were cut");
+    } else {
+        tracing::info!("stopped; every request had finished");
+    }
+    ExitCode::SUCCESS
+}
+
+/// Says where the server listens and how to pull through it.
+fn announce(config: &Config, running: &Running) {
+    let snapshot = running.store.snapshot();
+    tracing::info!(
+        path = %config.storage.path.display(),
+        capacity_bytes = running.capacity_bytes,
+        present_bytes = snapshot.present_bytes,
+        blobs = snapshot.blobs,
+        "holding {} blobs, {} of {} MiB",
+        snapshot.blobs,
+        snapshot.present_bytes >> 20,
+        running.capacity_bytes >> 20,
+    );
+    for upstream in config.upstreams.iter().filter(|upstream| upstream.share_private) {
+        tracing::warn!(
+            upstream = %upstream.name,
+            "{}: share_private is on, so private images are served to everyone who can reach this mirror",
+            upstream.name
+        );
+    }
+    for address in &running.admin {
+        tracing::info!(%address, "health and metrics on http://{address}/readyz and /metrics");
+    }
+    for address in &running.listen {
+        tracing::info!(%address, offline = config.offline, "serving on http://{address}/v2/");
+        if let Some(upstream) = &config.server.default_upstream {
+            tracing::info!("try: skopeo inspect --tls-verify=false docker://{}/{upstream}/library/alpine", reachable(*address));
+        }
+    }
+}
+
+/// An address that a client on this machine can use.
+pub(super) fn reachable(mut address: SocketAddr) -> SocketAddr {
+    if address.ip().is_unspecified() {
+        address.set_ip(if address.is_ipv4() { [127, 0, 0, 1].into() } else { std::net::Ipv6Addr::LOCALHOST.into() });
+    }
+    address
+}

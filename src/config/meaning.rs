@@ -1,0 +1,142 @@
+//! From what was written to what is meant: defaults filled in, names looked up, settings checked against each other.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use super::mistake::{Located, Mistakes, Place, most_like, quoted};
+use super::upstream::{Upstream, serving};
+use super::written::{Setting, Written};
+use super::{Admin, Config, Fill, Log, Server, Storage, Tags, merge};
+use crate::oci::RegistryName;
+
+/// What a configuration means. With mistakes reported, the result is whole but not to be used.
+pub(super) fn mean(written: Written, mistakes: &Mistakes) -> Config {
+    let default = Config::default();
+    let tags = Tags {
+        ttl: value_or(written.tag_ttl, default.tags.ttl),
+        stale_if_error: value_or(written.stale_if_error, default.tags.stale_if_error),
+        list_ttl: value_or(written.list_ttl, default.tags.list_ttl),
+        negative_ttl: value_or(written.negative_ttl, default.tags.negative_ttl),
+    };
+    let upstreams = merge::upstreams(written.upstreams, &tags, mistakes);
+    if let Some(Located { value, place }) = &written.listen
+        && value.is_empty()
+    {
+        mistakes.report(place.clone(), "no address: clients need at least one");
+    }
+    let listen = located(written.listen, &default.server.listen, "server.listen");
+    let admin_listen = located(written.admin_listen, &default.admin.listen, "admin.listen");
+    report_conflicts(&listen, &admin_listen, mistakes);
+    Config {
+        offline: value_or(written.offline, default.offline),
+        server: Server {
+            listen: listen.into_iter().map(|address| address.value).collect(),
+            default_upstream: match written.default_upstream {
+                None => default.server.default_upstream,
+                Some(name) if name.value.is_empty() => None,
+                Some(name) => find(&upstreams, &name, mistakes),
+            },
+            hosts: hosts(written.hosts, &upstreams, mistakes),
+            client_header_timeout: value_or(written.client_header_timeout, default.server.client_header_timeout),
+            max_connections: written
+                .max_connections
+                .map_or(default.server.max_connections, |written| count(written.value)),
+        },
+        admin: Admin { listen: admin_listen.into_iter().map(|address| address.value).collect() },
+        storage: Storage {
+            path: value_or(written.path, default.storage.path),
+            capacity: value_or(written.capacity, default.storage.capacity),
+            min_free: value_or(written.min_free, default.storage.min_free),
+        },
+        fill: Fill { unverified_ranges: value_or(written.unverified_ranges, default.fill.unverified_ranges) },
+        tags,
+        upstreams,
+        log: Log {
+            format: value_or(written.log_format, default.log.format),
+            level: value_or(written.log_level, default.log.level),
+        },
+    }
+}
+
+/// What was written, or what is meant where nothing was.
+pub(super) fn value_or<T>(written: Setting<T>, default: T) -> T {
+    written.map_or(default, |written| written.value)
+}
+
+/// A number of things. (`u32` fits `usize` wherever this runs.)
+pub(super) fn count(number: u32) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX)
+}
+
+/// Addresses with their places, for the mistakes between them.
+fn located(written: Setting<Vec<Located<SocketAddr>>>, default: &[SocketAddr], key: &str) -> Vec<Located<SocketAddr>> {
+    let unwritten = |address: &SocketAddr| Located { value: *address, place: Place::unwritten(key) };
+    written.map_or_else(|| default.iter().map(unwritten).collect(), |written| written.value)
+}
+
+/// Reports every two listeners that cannot both have what they ask for.
+fn report_conflicts(listen: &[Located<SocketAddr>], admin: &[Located<SocketAddr>], mistakes: &Mistakes) {
+    let all: Vec<_> = listen.iter().chain(admin).collect();
+    for (index, later) in all.iter().enumerate() {
+        let Some(earlier) = all.iter().take(index).find(|earlier| conflict(earlier.value, later.value)) else {
+            continue;
+        };
+        // What nobody wrote is nobody's mistake, so the other one is.
+        let (wrong, right) =
+            if later.place == Place::unwritten(&later.place.key) { (earlier, later) } else { (later, earlier) };
+        let taken = if wrong.value == right.value {
+            format!("{} is taken by {} already", wrong.value, right.place.mention())
+        } else {
+            format!("{} and {} of {} exclude each other", wrong.value, right.value, right.place.mention())
+        };
+        mistakes.report(wrong.place.clone(), format!("{taken}; each listener needs an address or port of its own"));
+    }
+}
+
+/// Whether one of two listeners would find the address taken by the other. Port 0 takes whatever is free.
+fn conflict(one: SocketAddr, other: SocketAddr) -> bool {
+    let same_address = one.ip() == other.ip();
+    let one_is_all = one.is_ipv4() == other.is_ipv4() && (one.ip().is_unspecified() || other.ip().is_unspecified());
+    one.port() != 0 && one.port() == other.port() && (same_address || one_is_all)
+}
+
+fn hosts(
+    written: Vec<(Located<String>, Located<String>)>,
+    upstreams: &[Upstream],
+    mistakes: &Mistakes,
+) -> BTreeMap<String, RegistryName> {
+    let mut hosts = BTreeMap::new();
+    for (host, upstream) in written {
+        let name = host.value.to_ascii_lowercase();
+        if name.parse::<RegistryName>().is_err() {
+            let problem = format!("{} is not a Host header: a host, maybe with a port", quoted(&host.value));
+            mistakes.report(host.place.clone(), problem);
+        }
+        let Some(registry) = find(upstreams, &upstream, mistakes) else { continue };
+        if hosts.insert(name, registry).is_some() {
+            mistakes.report(host.place, "this host is listed twice: upper and lower case are the same");
+        }
+    }
+    hosts
+}
+
+/// The registry that a name or alias means.
+fn find(upstreams: &[Upstream], name: &Located<String>, mistakes: &Mistakes) -> Option<RegistryName> {
+    let by_name = || name.value.parse().ok().filter(|registry| serving(upstreams, registry).is_some());
+    let by_alias = || upstreams.iter().find(|upstream| upstream.aliases.contains(&name.value))?.name.exact().cloned();
+    // The alias first: it is exact, while a name may be known by a pattern only.
+    let registry = by_alias().or_else(by_name);
+    if registry.is_none() {
+        let names = upstreams.iter().flat_map(|upstream| {
+            upstream
+                .name
+                .exact()
+                .map(RegistryName::as_str)
+                .into_iter()
+                .chain(upstream.aliases.iter().map(String::as_str))
+        });
+        let like = most_like(&name.value, names).map(|like| format!("{like:?}"));
+        mistakes.suggest(name.place.clone(), format!("there is no upstream {}", quoted(&name.value)), like);
+    }
+    registry
+}

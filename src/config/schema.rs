@@ -1,0 +1,124 @@
+//! Every key of the configuration file, section by section, and what each expects: the table that the reader walks.
+
+/// A key of a section.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Key {
+    /// Its name in the file.
+    pub(super) name: &'static str,
+    /// What belongs there, as a message says it after "expected".
+    pub(super) expects: &'static str,
+}
+
+/// A section of the file.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Schema {
+    /// The section's path, with `NAME` for any upstream's name; empty for the top of the file.
+    pub(super) path: &'static str,
+    /// Its keys.
+    pub(super) keys: &'static [Key],
+}
+
+impl Schema {
+    /// Whether the section has a key of that name.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.keys.iter().any(|key| key.name == name)
+    }
+}
+
+const fn key(name: &'static str, expects: &'static str) -> Key {
+    Key { name, expects }
+}
+
+const TABLE: &str = "a table";
+const TEXT: &str = "a text";
+const PATH: &str = "a path";
+const YES_NO: &str = "true or false";
+const DURATION: &str = "a duration such as \"500ms\", \"30s\", \"1m\" or \"12h\"";
+const COUNT: &str = "a number";
+const LISTEN: &str = "an address and port such as \"127.0.0.1:5050\" or \"[::1]:5050\", or a list of such";
+const CAPACITY: &str = "a size such as \"50GiB\" or \"12345B\", or a share such as \"80%\"";
+const STALE: &str = "\"forever\", \"never\" or a duration such as \"12h\"";
+
+/// The top of the file.
+pub(super) const ROOT: Schema = Schema {
+    path: "",
+    keys: &[
+        key("offline", YES_NO),
+        key("server", TABLE),
+        key("admin", TABLE),
+        key("storage", TABLE),
+        key("fill", TABLE),
+        key("tags", TABLE),
+        key("log", TABLE),
+        key("upstreams", "a table of upstreams"),
+    ],
+};
+
+/// `[server]`
+pub(super) const SERVER: Schema = Schema {
+    path: "server",
+    keys: &[
+        key("listen", LISTEN),
+        key("default_upstream", "the name of an upstream, or \"\" for none"),
+        key("hosts", "a table of Host headers and the upstreams they stand for"),
+        key("client_header_timeout", DURATION),
+        key("max_connections", COUNT),
+    ],
+};
+
+/// `[admin]`
+pub(super) const ADMIN: Schema = Schema { path: "admin", keys: &[key("listen", LISTEN)] };
+
+/// `[storage]`
+pub(super) const STORAGE: Schema =
+    Schema { path: "storage", keys: &[key("path", PATH), key("capacity", CAPACITY), key("min_free", CAPACITY)] };
+
+/// `[fill]`
+pub(super) const FILL: Schema = Schema { path: "fill", keys: &[key("unverified_ranges", "\"send\" or \"wait\"")] };
+
+/// `[tags]`
+pub(super) const TAGS: Schema = Schema {
+    path: "tags",
+    keys: &[
+        key("ttl", DURATION),
+        key("stale_if_error", STALE),
+        key("list_ttl", DURATION),
+        key("negative_ttl", DURATION),
+    ],
+};
+
+/// `[log]`
+pub(super) const LOG: Schema = Schema {
+    path: "log",
+    keys: &[key("format", "\"text\" or \"json\""), key("level", "a level such as \"info\", or \"info,hyper=warn\"")],
+};
+
+/// `[upstreams."NAME"]`
+pub(super) const UPSTREAM: Schema = Schema {
+    path: "upstreams.NAME",
+    keys: &[
+        key("endpoints", "a list of addresses such as [\"https://registry.corp\"]"),
+        key("aliases", "a list of names such as [\"hub\", \"mirror/hub\"]"),
+        key("tag_ttl", DURATION),
+        key("stale_if_error", STALE),
+        key("immutable_tags", "a list of globs such as [\"v*.*.*\"]"),
+        key("credentials", "a list of tables such as [{ username = \"…\", password_file = \"…\" }]"),
+        key("share_private", YES_NO),
+        key("ca_file", PATH),
+        key("insecure_skip_verify", YES_NO),
+        key("connect_timeout", DURATION),
+        key("header_timeout", DURATION),
+        key("read_timeout", DURATION),
+        key("max_connections", COUNT),
+        key("redirect_hosts", "a list of hosts such as [\"blobs.corp\", \"*.storage.corp\"]"),
+    ],
+};
+
+/// An entry of `credentials`.
+pub(super) const CREDENTIAL: Schema = Schema {
+    path: "upstreams.NAME.credentials",
+    keys: &[key("scope", TEXT), key("username", TEXT), key("password", TEXT), key("password_file", PATH)],
+};
+
+/// All of them, to find the section that a misplaced key belongs to, and for the test of the full example.
+pub(super) const ALL: [Schema; 9] = [ROOT, SERVER, ADMIN, STORAGE, FILL, TAGS, LOG, UPSTREAM, CREDENTIAL];

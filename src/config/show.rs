@@ -1,0 +1,139 @@
+//! The configuration as meant, written as a file that means the same, except that secrets are not shown.
+
+use std::fmt::{self, Display};
+use std::net::SocketAddr;
+use std::path::Path;
+
+use super::secret::REDACTED;
+use super::values::duration_text;
+use super::{Capacity, Config, Credential, LogFormat, StaleIfError, Tags, UnverifiedRanges, Upstream};
+
+/// A configuration on its way to paper. Upstreams show where they are and how long tags last, else only what is unusual.
+struct Shown<'a>(&'a Config);
+
+impl Config {
+    /// The whole configuration as TOML, as the program would read it again. Passwords are shown as `<redacted>`.
+    pub fn to_toml(&self) -> String {
+        Shown(self).to_string()
+    }
+}
+
+// === impl Shown ===
+
+impl Display for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Config { offline, server, admin, storage, fill, tags, upstreams, log } = self.0;
+        writeln!(f, "offline = {offline}")?;
+        writeln!(f, "\n[server]\nlisten = {}", addresses(&server.listen))?;
+        let default_upstream = server.default_upstream.as_ref().map_or("", |name| name.as_str());
+        writeln!(f, "default_upstream = {}", text(default_upstream))?;
+        writeln!(f, "client_header_timeout = {}", text(&duration_text(server.client_header_timeout)))?;
+        writeln!(f, "max_connections = {}", server.max_connections)?;
+        if !server.hosts.is_empty() {
+            writeln!(f, "\n[server.hosts]")?;
+            server.hosts.iter().try_for_each(|(host, name)| writeln!(f, "{} = {}", text(host), text(name.as_str())))?;
+        }
+        writeln!(f, "\n[admin]\nlisten = {}", addresses(&admin.listen))?;
+        writeln!(f, "\n[storage]\npath = {}", path(&storage.path))?;
+        match storage.capacity {
+            Capacity::Default => writeln!(f, "# capacity: found out at start, from the file system")?,
+            capacity => writeln!(f, "capacity = {}", text(&capacity.to_string()))?,
+        }
+        writeln!(f, "min_free = {}", text(&storage.min_free.to_string()))?;
+        let unverified_ranges = match fill.unverified_ranges {
+            UnverifiedRanges::Send => "send",
+            UnverifiedRanges::Wait => "wait",
+        };
+        writeln!(f, "\n[fill]\nunverified_ranges = {}", text(unverified_ranges))?;
+        writeln!(f, "\n[tags]\nttl = {}", text(&duration_text(tags.ttl)))?;
+        writeln!(f, "stale_if_error = {}", text(&stale(tags.stale_if_error)))?;
+        writeln!(f, "list_ttl = {}", text(&duration_text(tags.list_ttl)))?;
+        writeln!(f, "negative_ttl = {}", text(&duration_text(tags.negative_ttl)))?;
+        let format = match log.format {
+            LogFormat::Text => "text",
+            LogFormat::Json => "json",
+        };
+        writeln!(f, "\n[log]\nformat = {}\nlevel = {}", text(format), text(&log.level))?;
+        upstreams.iter().try_for_each(|upstream| show_upstream(f, upstream, tags))
+    }
+}
+
+fn show_upstream(f: &mut fmt::Formatter<'_>, upstream: &Upstream, tags: &Tags) -> fmt::Result {
+    let default = Upstream::new(upstream.name.clone(), tags);
+    writeln!(f, "\n[upstreams.{}]", text(upstream.name.as_str()))?;
+    if upstream.name.exact().is_some() {
+        writeln!(f, "endpoints = {}", list(upstream.endpoints.iter().map(|url| url.origin().ascii_serialization())))?;
+        writeln!(f, "aliases = {}", list(&upstream.aliases))?;
+    }
+    writeln!(f, "tag_ttl = {}", text(&duration_text(upstream.tag_ttl)))?;
+    writeln!(f, "stale_if_error = {}", text(&stale(upstream.stale_if_error)))?;
+    if upstream.immutable_tags != default.immutable_tags {
+        writeln!(f, "immutable_tags = {}", list(upstream.immutable_tags.as_slice()))?;
+    }
+    if !upstream.credentials.is_empty() {
+        let credentials: Vec<String> = upstream.credentials.iter().map(credential).collect();
+        writeln!(f, "credentials = [{}]", credentials.join(", "))?;
+    }
+    if upstream.share_private {
+        writeln!(f, "share_private = true")?;
+    }
+    if let Some(file) = &upstream.ca_file {
+        writeln!(f, "ca_file = {}", path(file))?;
+    }
+    if upstream.insecure_skip_verify {
+        writeln!(f, "insecure_skip_verify = true")?;
+    }
+    for (name, timeout, default) in [
+        ("connect_timeout", upstream.connect_timeout, default.connect_timeout),
+        ("header_timeout", upstream.header_timeout, default.header_timeout),
+        ("read_timeout", upstream.read_timeout, default.read_timeout),
+    ] {
+        if timeout != default {
+            writeln!(f, "{name} = {}", text(&duration_text(timeout)))?;
+        }
+    }
+    if upstream.max_connections != default.max_connections {
+        writeln!(f, "max_connections = {}", upstream.max_connections)?;
+    }
+    if !upstream.redirect_hosts.is_empty() {
+        writeln!(f, "redirect_hosts = {}", list(&upstream.redirect_hosts))?;
+    }
+    Ok(())
+}
+
+fn credential(credential: &Credential) -> String {
+    let password = match &credential.password_file {
+        Some(file) => format!("password_file = {}", path(file)),
+        None => format!("password = {}", text(REDACTED)),
+    };
+    format!("{{ scope = {}, username = {}, {password} }}", text(&credential.scope), text(&credential.username))
+}
+
+/// A text as TOML quotes it.
+fn text(text: &str) -> String {
+    toml::Value::String(text.to_owned()).to_string()
+}
+
+fn path(path: &Path) -> String {
+    text(&path.display().to_string())
+}
+
+fn list<T: Display>(members: impl IntoIterator<Item = T>) -> String {
+    let members: Vec<String> = members.into_iter().map(|member| text(&member.to_string())).collect();
+    format!("[{}]", members.join(", "))
+}
+
+fn addresses(addresses: &[SocketAddr]) -> String {
+    match addresses {
+        [address] => text(&address.to_string()),
+        several => list(several),
+    }
+}
+
+fn stale(stale: StaleIfError) -> String {
+    match stale {
+        StaleIfError::Forever => "forever".to_owned(),
+        StaleIfError::Never => "never".to_owned(),
+        StaleIfError::For(duration) => duration_text(duration),
+    }
+}

@@ -1,0 +1,304 @@
+//! An upstream as configured: its name or pattern, where it is, what is believed of it and for how long.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
+use url::Url;
+
+use super::mistake::quoted;
+use super::{Secret, StaleIfError, Tags};
+use crate::oci::{RegistryName, Tag};
+
+/// A registry, or a family of registries, that is mirrored.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Upstream {
+    /// What clients call it.
+    pub name: UpstreamName,
+    /// Where it is, tried in order; each is `http` or `https`, a host and maybe a port. Empty for a pattern, whose
+    /// registries are where their names say: use [`Upstream::endpoints_for`].
+    pub endpoints: Vec<Url>,
+    /// Further names: registry names, or path prefixes of any depth (`mirror/hub`). Lower-case.
+    pub aliases: Vec<String>,
+    /// How long a tag is served without asking; zero asks always.
+    pub tag_ttl: Duration,
+    /// How long a tag is served after that while upstream fails.
+    pub stale_if_error: StaleIfError,
+    /// Tags that never move: held means fresh.
+    pub immutable_tags: TagGlobs,
+    /// Who we are there, by part of the registry. Never any for a pattern.
+    pub credentials: Vec<Credential>,
+    /// Whether what only our credentials open is served to everyone.
+    pub share_private: bool,
+    /// Certificates trusted beside the usual ones, as PEM.
+    pub ca_file: Option<PathBuf>,
+    /// Whether the certificate of an `https` endpoint is not looked at. Never for a pattern.
+    pub insecure_skip_verify: bool,
+    /// How long a connection may take.
+    pub connect_timeout: Duration,
+    /// How long a request may wait for response headers.
+    pub header_timeout: Duration,
+    /// How long a body may pause.
+    pub read_timeout: Duration,
+    /// How many requests are under way at most.
+    pub max_connections: usize,
+    /// Hosts (`blobs.corp`, `blobs.corp:8443`) and patterns (`*.storage.corp`) that it may redirect to although they are
+    /// not public or not `https`. Lower-case.
+    pub redirect_hosts: Vec<String>,
+}
+
+/// What an upstream is called.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum UpstreamName {
+    /// One registry.
+    Exact(RegistryName),
+    /// Every registry whose name ends so: `*.pkg.dev`, where `*` is one label or more. Always by TLS on port 443.
+    Pattern(String),
+}
+
+/// Who we are, for a part of a registry.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Credential {
+    /// The registry, maybe with the first segments of repositories (`docker.io/acme`): the longest that fits is used.
+    pub scope: String,
+    /// The user.
+    pub username: String,
+    /// The password or token.
+    pub password: Secret,
+    /// The file it was read from, if it was.
+    pub password_file: Option<PathBuf>,
+}
+
+/// Globs over tags.
+#[derive(Debug, Clone)]
+pub struct TagGlobs {
+    globs: Vec<String>,
+    set: GlobSet,
+}
+
+/// The upstream that serves a registry: the one of that name, else the one with the longest pattern that matches.
+pub(super) fn serving<'a>(upstreams: &'a [Upstream], registry: &RegistryName) -> Option<&'a Upstream> {
+    // A pattern is never longer than a name that it matches, and shorter patterns say less.
+    upstreams
+        .iter()
+        .filter(|upstream| upstream.name.matches(registry))
+        .max_by_key(|upstream| (upstream.name.exact().is_some(), upstream.name.as_str().len()))
+}
+
+// === impl Upstream ===
+
+impl Upstream {
+    /// An upstream of that name with every default: at `https://NAME`, and tags as for all.
+    pub(super) fn new(name: UpstreamName, tags: &Tags) -> Self {
+        let endpoints = name.exact().and_then(https).into_iter().collect();
+        Self {
+            name,
+            endpoints,
+            aliases: Vec::new(),
+            tag_ttl: tags.ttl,
+            stale_if_error: tags.stale_if_error,
+            immutable_tags: TagGlobs::none(),
+            credentials: Vec::new(),
+            share_private: false,
+            ca_file: None,
+            insecure_skip_verify: false,
+            connect_timeout: Duration::from_secs(5),
+            header_timeout: Duration::from_mins(1),
+            read_timeout: Duration::from_secs(30),
+            max_connections: 64,
+            redirect_hosts: Vec::new(),
+        }
+    }
+
+    /// Where to ask for a registry that this upstream serves: its endpoints, or for a pattern the registry itself, by
+    /// TLS. Empty if the name makes no address, which no valid name does.
+    pub fn endpoints_for(&self, registry: &RegistryName) -> Vec<Url> {
+        match self.name {
+            UpstreamName::Exact(_) => self.endpoints.clone(),
+            UpstreamName::Pattern(_) => https(registry).into_iter().collect(),
+        }
+    }
+}
+
+fn https(registry: &RegistryName) -> Option<Url> {
+    Url::parse(&format!("https://{registry}")).ok()
+}
+
+// === impl UpstreamName ===
+
+impl UpstreamName {
+    /// The name or pattern as text.
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::Exact(name) => name.as_str(),
+            Self::Pattern(pattern) => pattern,
+        }
+    }
+
+    /// The name, if it is one and no pattern.
+    pub fn exact(&self) -> Option<&RegistryName> {
+        match self {
+            Self::Exact(name) => Some(name),
+            Self::Pattern(_) => None,
+        }
+    }
+
+    /// Whether a registry is meant. A pattern never means one with a port: 443 is the only one it dials.
+    pub fn matches(&self, registry: &RegistryName) -> bool {
+        match self {
+            Self::Exact(name) => name == registry,
+            Self::Pattern(pattern) => {
+                let suffix = pattern.strip_prefix('*').unwrap_or(pattern);
+                // The suffix holds its dot and no port, and ends in a letter-led label, so neither a port nor an
+                // address can match.
+                registry.as_str().strip_suffix(suffix).is_some_and(|labels| !labels.is_empty())
+            }
+        }
+    }
+}
+
+impl FromStr for UpstreamName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if !text.contains('*') {
+            return text.parse().map(Self::Exact).map_err(|_| {
+                format!(
+                    "{} is not the name of a registry: a host in lower case, maybe with a port, such as \"registry.corp:5000\"",
+                    quoted(text)
+                )
+            });
+        }
+        // A last label that begins with a letter makes a name of the domain system: `*.0.0.1` would match addresses.
+        let domain = text.strip_prefix("*.").filter(|domain| {
+            let last = domain.rsplit('.').next().unwrap_or_default();
+            domain.parse::<RegistryName>().is_ok()
+                && !domain.contains(':')
+                && last.starts_with(|c: char| c.is_ascii_lowercase())
+        });
+        match domain {
+            Some(_) => Ok(Self::Pattern(text.to_owned())),
+            None => Err(format!(
+                "{} is not a pattern: \"*.\" and a domain in lower case, without a port, such as \"*.corp\"",
+                quoted(text)
+            )),
+        }
+    }
+}
+
+impl fmt::Display for UpstreamName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+// === impl TagGlobs ===
+
+impl TagGlobs {
+    /// Globs that match nothing.
+    pub fn none() -> Self {
+        Self { globs: Vec::new(), set: GlobSet::empty() }
+    }
+
+    /// Reads globs: `*`, `?`, `[a-z]`, `{a,b}`. The error says which is none, and why.
+    pub fn new(globs: Vec<String>) -> Result<Self, String> {
+        let mut builder = GlobSetBuilder::new();
+        for glob in &globs {
+            builder.add(Self::glob(glob)?);
+        }
+        let set = builder.build().map_err(|error| format!("the globs are too large together: {}", error.kind()))?;
+        Ok(Self { globs, set })
+    }
+
+    /// Reads one glob.
+    pub(super) fn glob(text: &str) -> Result<globset::Glob, String> {
+        if text.is_empty() {
+            return Err("\"\" is not a glob".to_owned());
+        }
+        GlobBuilder::new(text).build().map_err(|error| format!("{} is not a glob: {}", quoted(text), error.kind()))
+    }
+
+    /// Whether one of them matches.
+    pub fn matches(&self, tag: &Tag) -> bool {
+        self.set.is_match(tag.as_str())
+    }
+
+    /// The globs as written.
+    pub fn as_slice(&self) -> &[String] {
+        &self.globs
+    }
+}
+
+impl PartialEq for TagGlobs {
+    fn eq(&self, other: &Self) -> bool {
+        self.globs == other.globs
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn registry(text: &str) -> RegistryName {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn a_pattern_matches_names_below_a_domain_and_nothing_else() {
+        let pattern: UpstreamName = "*.pkg.dev".parse().unwrap();
+        for name in ["us-docker.pkg.dev", "a.b.pkg.dev"] {
+            assert!(pattern.matches(&registry(name)), "{name}");
+        }
+        for name in ["pkg.dev", "pkg.dev.evil.example", "evilpkg.dev", "us.pkg.dev:443", "us.pkg.dev:5000", "127.0.0.1"]
+        {
+            assert!(!pattern.matches(&registry(name)), "{name}");
+        }
+    }
+
+    #[test]
+    fn patterns_that_could_match_addresses_or_everything_are_refused() {
+        for bad in
+            ["*", "*.", "*corp", "a.*", "*.*.corp", "*.0.0.1", "*.1", "*.0x7f", "*.corp:5000", "*.Corp", "*.[::1]"]
+        {
+            assert!(bad.parse::<UpstreamName>().unwrap_err().contains("is not a pattern"), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_exact_name_goes_before_patterns_and_the_longer_pattern_before_the_shorter() {
+        let names = ["*.corp", "*.b.corp", "a.b.corp"];
+        let upstreams: Vec<_> =
+            names.iter().map(|name| Upstream::new(name.parse().unwrap(), &Tags::default())).collect();
+        let served = |name: &str| serving(&upstreams, &registry(name)).map(|upstream| upstream.name.as_str());
+        assert_eq!(served("a.b.corp"), Some("a.b.corp"));
+        assert_eq!(served("x.b.corp"), Some("*.b.corp"));
+        assert_eq!(served("x.corp"), Some("*.corp"));
+        assert_eq!(served("corp"), None);
+    }
+
+    #[test]
+    fn a_pattern_is_dialled_at_the_name_by_tls() {
+        let tags = Tags::default();
+        let pattern = Upstream::new("*.corp".parse().unwrap(), &tags);
+        assert_eq!(pattern.endpoints_for(&registry("a.corp")), ["https://a.corp/".parse().unwrap()]);
+        let exact = Upstream::new("b.corp:5000".parse().unwrap(), &tags);
+        assert_eq!(exact.endpoints_for(&registry("b.corp:5000")), ["https://b.corp:5000/".parse().unwrap()]);
+    }
+
+    #[test]
+    fn globs_over_tags() {
+        let globs = TagGlobs::new(vec!["v*.*.*".to_owned(), "20??-[01]?".to_owned()]).unwrap();
+        for (tag, matches) in
+            [("v1.2.3", true), ("v1.2", false), ("xv1.2.3", false), ("2026-08", true), ("latest", false)]
+        {
+            assert_eq!(globs.matches(&tag.parse().unwrap()), matches, "{tag}");
+        }
+        assert!(!TagGlobs::none().matches(&"latest".parse().unwrap()));
+        assert_eq!(
+            TagGlobs::new(vec!["v[1".to_owned()]).unwrap_err(),
+            "\"v[1\" is not a glob: unclosed character class; missing ']'"
+        );
+    }
+}

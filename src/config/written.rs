@@ -1,0 +1,318 @@
+//! The configuration as written: each value read by itself, with its place, nothing filled in and nothing looked up.
+
+use std::net::SocketAddr;
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use url::Url;
+
+use super::mistake::{Located, Place, quoted};
+use super::reader::{Entry, Section};
+use super::upstream::{TagGlobs, UpstreamName};
+use super::{Capacity, LogFormat, MinFree, Secret, StaleIfError, UnverifiedRanges, schema, values};
+use crate::oci::{RegistryName, RepositoryName};
+
+/// A setting that may have been written.
+pub(super) type Setting<T> = Option<Located<T>>;
+
+/// A whole file. The environment and flags overwrite what they set.
+#[derive(Debug, Default)]
+pub(super) struct Written {
+    pub(super) offline: Setting<bool>,
+    pub(super) listen: Setting<Vec<Located<SocketAddr>>>,
+    pub(super) default_upstream: Setting<String>,
+    pub(super) hosts: Vec<(Located<String>, Located<String>)>,
+    pub(super) client_header_timeout: Setting<Duration>,
+    pub(super) max_connections: Setting<u32>,
+    pub(super) admin_listen: Setting<Vec<Located<SocketAddr>>>,
+    pub(super) path: Setting<PathBuf>,
+    pub(super) capacity: Setting<Capacity>,
+    pub(super) min_free: Setting<MinFree>,
+    pub(super) unverified_ranges: Setting<UnverifiedRanges>,
+    pub(super) tag_ttl: Setting<Duration>,
+    pub(super) stale_if_error: Setting<StaleIfError>,
+    pub(super) list_ttl: Setting<Duration>,
+    pub(super) negative_ttl: Setting<Duration>,
+    pub(super) log_format: Setting<LogFormat>,
+    pub(super) log_level: Setting<String>,
+    pub(super) upstreams: Vec<WrittenUpstream>,
+}
+
+/// An `[upstreams."NAME"]`.
+#[derive(Debug)]
+pub(super) struct WrittenUpstream {
+    pub(super) name: Located<UpstreamName>,
+    pub(super) endpoints: Setting<Vec<Located<Url>>>,
+    pub(super) aliases: Setting<Vec<Located<String>>>,
+    pub(super) tag_ttl: Setting<Duration>,
+    pub(super) stale_if_error: Setting<StaleIfError>,
+    pub(super) immutable_tags: Setting<Vec<Located<String>>>,
+    pub(super) credentials: Setting<Vec<WrittenCredential>>,
+    pub(super) share_private: Setting<bool>,
+    pub(super) ca_file: Setting<PathBuf>,
+    pub(super) insecure_skip_verify: Setting<bool>,
+    pub(super) connect_timeout: Setting<Duration>,
+    pub(super) header_timeout: Setting<Duration>,
+    pub(super) read_timeout: Setting<Duration>,
+    pub(super) max_connections: Setting<u32>,
+    pub(super) redirect_hosts: Setting<Vec<Located<String>>>,
+}
+
+/// An entry of `credentials`.
+#[derive(Debug)]
+pub(super) struct WrittenCredential {
+    pub(super) place: Place,
+    pub(super) scope: Setting<String>,
+    pub(super) username: Setting<String>,
+    pub(super) password: Setting<Secret>,
+    pub(super) password_file: Setting<PathBuf>,
+    /// Whether a part was written but refused or misspelt, so that its absence is no mistake of its own.
+    pub(super) refused: bool,
+}
+
+/// How long something may be believed. Longer is a slip: what never moves belongs in `immutable_tags`.
+const TTL: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_hours(365 * 24);
+/// How long a "not found" may be believed: people push what was missing, and then pull it.
+const NEGATIVE_TTL: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_hours(1);
+/// How long something stale may be served; without end is spelled "forever".
+const STALE: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_hours(3_650 * 24);
+/// How long a step of the conversation may take.
+const TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_hours(1);
+
+// === impl Written ===
+
+impl Written {
+    /// Reads a file from its top.
+    pub(super) fn read(mut root: Section<'_>) -> Self {
+        let mut written = Self { offline: root.take("offline").and_then(Entry::boolean), ..Self::default() };
+        if let Some(section) = root.take("server").and_then(|entry| entry.section(schema::SERVER)) {
+            written.read_server(section);
+        }
+        if let Some(mut admin) = root.take("admin").and_then(|entry| entry.section(schema::ADMIN)) {
+            written.admin_listen = admin.take("listen").and_then(addresses);
+            admin.finish();
+        }
+        if let Some(mut storage) = root.take("storage").and_then(|entry| entry.section(schema::STORAGE)) {
+            written.path = storage.take("path").and_then(path);
+            written.capacity = storage.take("capacity").and_then(|entry| entry.parse(str::parse));
+            written.min_free = storage.take("min_free").and_then(|entry| entry.parse(str::parse));
+            storage.finish();
+        }
+        if let Some(mut fill) = root.take("fill").and_then(|entry| entry.section(schema::FILL)) {
+            written.unverified_ranges = fill.take("unverified_ranges").and_then(|entry| entry.parse(unverified_ranges));
+            fill.finish();
+        }
+        if let Some(section) = root.take("tags").and_then(|entry| entry.section(schema::TAGS)) {
+            written.read_tags(section);
+        }
+        if let Some(mut log) = root.take("log").and_then(|entry| entry.section(schema::LOG)) {
+            written.log_format = log.take("format").and_then(|entry| entry.parse(log_format));
+            written.log_level = log.take("level").and_then(|entry| entry.parse(values::log_level));
+            log.finish();
+        }
+        let upstreams = root.take("upstreams").and_then(|entry| entry.entries("a table"));
+        let upstreams = upstreams.into_iter().flatten();
+        written.upstreams = upstreams.filter_map(|(name, entry)| WrittenUpstream::read(&name, entry)).collect();
+        root.finish();
+        written
+    }
+
+    fn read_server(&mut self, mut server: Section<'_>) {
+        self.listen = server.take("listen").and_then(addresses);
+        self.default_upstream =
+            server.take("default_upstream").and_then(Entry::text).map(|text| text.map(str::to_owned));
+        let hosts = server.take("hosts").and_then(|entry| entry.entries("the name of an upstream"));
+        let host = |(host, upstream): (Located<&str>, Entry<'_>)| {
+            Some((host.map(str::to_owned), upstream.text()?.map(str::to_owned)))
+        };
+        self.hosts = hosts.into_iter().flatten().filter_map(host).collect();
+        self.client_header_timeout = server.take("client_header_timeout").and_then(|entry| duration(entry, &TIMEOUT));
+        self.max_connections = server.take("max_connections").and_then(|entry| entry.number(1..=1_000_000));
+        server.finish();
+    }
+
+    fn read_tags(&mut self, mut tags: Section<'_>) {
+        self.tag_ttl = tags.take("ttl").and_then(|entry| duration(entry, &TTL));
+        self.stale_if_error = tags.take("stale_if_error").and_then(|entry| entry.parse(stale_if_error));
+        self.list_ttl = tags.take("list_ttl").and_then(|entry| duration(entry, &TTL));
+        self.negative_ttl = tags.take("negative_ttl").and_then(|entry| duration(entry, &NEGATIVE_TTL));
+        tags.finish();
+    }
+}
+
+// === impl WrittenUpstream ===
+
+impl WrittenUpstream {
+    /// Reads all of it even where the name is wrong, so that no mistake waits for another.
+    fn read(name: &Located<&str>, entry: Entry<'_>) -> Option<Self> {
+        let name = entry.check(name, str::parse);
+        let mut section = entry.section(schema::UPSTREAM)?;
+        let mut take = |key| section.take(key);
+        let endpoints = take("endpoints").and_then(|entry| many(entry, values::endpoint));
+        let aliases = take("aliases").and_then(|entry| many(entry, alias));
+        let tag_ttl = take("tag_ttl").and_then(|entry| duration(entry, &TTL));
+        let stale_if_error = take("stale_if_error").and_then(|entry| entry.parse(stale_if_error));
+        let immutable_tags = take("immutable_tags").and_then(|entry| many(entry, glob));
+        let credentials = take("credentials").and_then(Entry::list);
+        let share_private = take("share_private").and_then(Entry::boolean);
+        let ca_file = take("ca_file").and_then(path);
+        let insecure_skip_verify = take("insecure_skip_verify").and_then(Entry::boolean);
+        let connect_timeout = take("connect_timeout").and_then(|entry| duration(entry, &TIMEOUT));
+        let header_timeout = take("header_timeout").and_then(|entry| duration(entry, &TIMEOUT));
+        let read_timeout = take("read_timeout").and_then(|entry| duration(entry, &TIMEOUT));
+        let max_connections = take("max_connections").and_then(|entry| entry.number(1..=10_000));
+        let redirect_hosts = take("redirect_hosts").and_then(|entry| many(entry, redirect_host));
+        section.finish();
+        let credentials =
+            credentials.map(|list| list.map(|list| list.into_iter().filter_map(WrittenCredential::read).collect()));
+        Some(Self {
+            name: name?,
+            endpoints,
+            aliases,
+            tag_ttl,
+            stale_if_error,
+            immutable_tags,
+            credentials,
+            share_private,
+            ca_file,
+            insecure_skip_verify,
+            connect_timeout,
+            header_timeout,
+            read_timeout,
+            max_connections,
+            redirect_hosts,
+        })
+    }
+}
+
+// === impl WrittenCredential ===
+
+impl WrittenCredential {
+    fn read(entry: Entry<'_>) -> Option<Self> {
+        let place = entry.place.clone();
+        let mut section = entry.section(schema::CREDENTIAL)?;
+        let misspelt = section.has_unknown_keys();
+        let parts =
+            [section.take("scope"), section.take("username"), section.take("password"), section.take("password_file")];
+        section.finish();
+        let written = parts.iter().flatten().count();
+        let [scope, username, password, password_file] = parts;
+        let credential = Self {
+            place,
+            scope: scope.and_then(Entry::text).map(|text| text.map(|text| text.trim_end_matches('/').to_owned())),
+            username: username.and_then(|entry| entry.parse(user)),
+            password: password.and_then(|entry| entry.parse(secret)),
+            password_file: password_file.and_then(path),
+            refused: false,
+        };
+        let read = [
+            credential.scope.is_some(),
+            credential.username.is_some(),
+            credential.password.is_some(),
+            credential.password_file.is_some(),
+        ];
+        let refused = misspelt || read.into_iter().filter(|read| *read).count() < written;
+        Some(Self { refused, ..credential })
+    }
+}
+
+// === values of several sections ===
+
+fn addresses(entry: Entry<'_>) -> Setting<Vec<Located<SocketAddr>>> {
+    members(entry.one_or_many()?, values::socket_address)
+}
+
+fn many<T>(entry: Entry<'_>, parse: impl Fn(&str) -> Result<T, String>) -> Setting<Vec<Located<T>>> {
+    members(entry.list()?, parse)
+}
+
+/// The members that are right. A list of which none is counts as not written, lest its emptiness be a second mistake.
+fn members<T>(list: Located<Vec<Entry<'_>>>, parse: impl Fn(&str) -> Result<T, String>) -> Setting<Vec<Located<T>>> {
+    let written = list.value.len();
+    let list = list.map(|members| members.into_iter().filter_map(|member| member.parse(&parse)).collect::<Vec<_>>());
+    (written == 0 || !list.value.is_empty()).then_some(list)
+}
+
+fn duration(entry: Entry<'_>, limits: &RangeInclusive<Duration>) -> Setting<Duration> {
+    entry.parse(|text| values::duration(text, limits))
+}
+
+fn path(entry: Entry<'_>) -> Setting<PathBuf> {
+    entry.parse(|text| if text.is_empty() { Err("the path is empty".to_owned()) } else { Ok(PathBuf::from(text)) })
+}
+
+fn stale_if_error(text: &str) -> Result<StaleIfError, String> {
+    match text {
+        "forever" => Ok(StaleIfError::Forever),
+        "never" => Ok(StaleIfError::Never),
+        _ => values::duration(text, &STALE)
+            .map(StaleIfError::For)
+            .map_err(|problem| format!("{problem}; or write \"forever\" or \"never\"")),
+    }
+}
+
+fn unverified_ranges(text: &str) -> Result<UnverifiedRanges, String> {
+    match text {
+        "send" => Ok(UnverifiedRanges::Send),
+        "wait" => Ok(UnverifiedRanges::Wait),
+        _ => Err(format!("{} is neither \"send\" nor \"wait\"", quoted(text))),
+    }
+}
+
+/// The log's format, also for its flag.
+pub(super) fn log_format(text: &str) -> Result<LogFormat, String> {
+    match text {
+        "text" => Ok(LogFormat::Text),
+        "json" => Ok(LogFormat::Json),
+        _ => Err(format!("{} is neither \"text\" nor \"json\"", quoted(text))),
+    }
+}
+
+/// A further name of an upstream: what can come in `ns` or a Host header, or what can stand in a path.
+fn alias(text: &str) -> Result<String, String> {
+    let path = text.parse::<RepositoryName>().is_ok();
+    // `/v2/` is where the API begins; a prefix of that name would make two readings of one path.
+    if text.split('/').next() == Some("v2") {
+        return Err(format!("{} begins with \"v2\", as the paths of the API itself do", quoted(text)));
+    }
+    if path || text.parse::<RegistryName>().is_ok() {
+        return Ok(text.to_owned());
+    }
+    Err(format!(
+        "{} is no alias: a registry's name such as \"registry.corp:5000\", or a path such as \"mirror/hub\", in lower case",
+        quoted(text)
+    ))
+}
+
+fn glob(text: &str) -> Result<String, String> {
+    TagGlobs::glob(text).map(|_| text.to_owned())
+}
+
+fn redirect_host(text: &str) -> Result<String, String> {
+    let host = text.to_ascii_lowercase();
+    match host.parse::<UpstreamName>() {
+        Ok(_) => Ok(host),
+        Err(_) => Err(format!("{} is neither a host such as \"blobs.corp\" nor \"*.\" and a domain", quoted(text))),
+    }
+}
+
+fn user(text: &str) -> Result<String, String> {
+    match text {
+        "" => Err("the user name is empty".to_owned()),
+        _ if text.contains(':') => Err("a user name has no ':', which ends it in Basic authentication".to_owned()),
+        _ if text.contains(char::is_control) => Err("a user name has no control characters".to_owned()),
+        _ => Ok(text.to_owned()),
+    }
+}
+
+/// A password, also one from a file. The error never repeats it.
+pub(super) fn secret(text: &str) -> Result<Secret, String> {
+    match text {
+        "" => Err("the password is empty".to_owned()),
+        _ if text.contains(char::is_control) => {
+            Err("a password has no control characters such as line breaks".to_owned())
+        }
+        _ => Ok(Secret::new(text)),
+    }
+}

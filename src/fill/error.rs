@@ -1,0 +1,39 @@
+//! Why a fill failed, shared by everyone who waits for it.
+
+use std::sync::Arc;
+
+use crate::oci::{Digest, Mismatch};
+
+use super::origin::OriginError;
+
+/// Why a fill failed. Cheap to clone, because every reader gets it.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum FillError {
+    /// Every origin failed; this is the last one's reason.
+    #[error(transparent)]
+    Origin(#[from] OriginError),
+    /// The bytes that arrived are not the blob that was asked for.
+    #[error("{origin} sent wrong content, which was thrown away: {mismatch}")]
+    Mismatch {
+        /// Who sent them.
+        origin: String,
+        /// What was wrong.
+        mismatch: Mismatch,
+    },
+    /// The store has no room for it, or can't be written to: the blob can be passed through, not kept.
+    #[error("{digest} can't be kept: {reason}")]
+    NotStorable {
+        /// The blob.
+        digest: Digest,
+        /// What the store said.
+        reason: Arc<str>,
+    },
+    /// The server is shutting down, or the fill's task died.
+    #[error("the download of {digest} was stopped: {reason}")]
+    Stopped {
+        /// The blob.
+        digest: Digest,
+        /// Why.
+        reason: &'static str,
+    },
+}

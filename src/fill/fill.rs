@@ -1,0 +1,155 @@
+//! One download in progress: its origins, its readers, and the task that brings the bytes.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use parking_lot::Mutex;
+
+use crate::metrics::Metrics;
+use crate::oci::range::ByteRange;
+use crate::oci::{Digest, RegistryName};
+
+use super::error::FillError;
+use super::origin::{Origin, OriginError};
+use super::progress::{Head, Progress};
+use super::reader::FillReader;
+
+/// What a fill is known by: downloads are shared per digest *and* upstream, so that an upstream that lies about a
+/// digest disturbs nobody else's clients (law 3).
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct FillKey {
+    /// The upstream.
+    pub registry: RegistryName,
+    /// The blob.
+    pub digest: Digest,
+}
+
+/// One download in progress. It belongs to no request: it goes on when every reader has left (law 4).
+#[derive(Debug)]
+pub struct Fill {
+    key: FillKey,
+    progress: Progress,
+    origins: Mutex<Origins>,
+    readers_served: AtomicU64,
+    started: Instant,
+    metrics: Arc<Metrics>,
+}
+
+/// Names one origin of one fill.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OriginId(usize);
+
+impl OriginId {
+    /// The origin that a fill was started with.
+    pub(super) const LEADER: Self = Self(0);
+}
+
+#[derive(Debug)]
+struct Origins {
+    all: Vec<OriginEntry>,
+    /// The first one that has not been tried.
+    next: usize,
+}
+
+#[derive(Debug)]
+struct OriginEntry {
+    origin: Arc<dyn Origin>,
+    failed: Option<OriginError>,
+}
+
+/// A bound on the origins that one fill remembers. A joiner beyond it only reads.
+const ORIGINS_MAX: usize = 64;
+
+// === impl Fill ===
+
+impl Fill {
+    pub(super) fn new(key: FillKey, origin: Arc<dyn Origin>, metrics: Arc<Metrics>) -> Self {
+        Self {
+            key,
+            progress: Progress::new(),
+            origins: Mutex::new(Origins { all: vec![OriginEntry { origin, failed: None }], next: 0 }),
+            readers_served: AtomicU64::new(0),
+            started: Instant::now(),
+            metrics,
+        }
+    }
+
+    /// What is being filled.
+    pub fn key(&self) -> &FillKey {
+        &self.key
+    }
+
+    /// Waits until the first byte can be given out; a small blob is verified by then.
+    pub async fn head(&self) -> Result<Head, FillError> {
+        self.progress.head().await
+    }
+
+    /// Waits until the size is known.
+    pub async fn size(&self) -> Result<u64, FillError> {
+        self.progress.size().await
+    }
+
+    /// What `origin` answered, if it failed: whoever brought it has no right to what another origin gave.
+    pub fn failure_of(&self, origin: OriginId) -> Option<OriginError> {
+        self.origins.lock().all.get(origin.0).and_then(|entry| entry.failed.clone())
+    }
+
+    /// A reader of `range`, or of the whole blob. See [`FillReader`].
+    pub fn reader(self: &Arc<Self>, range: Option<ByteRange>, wait_for_verified: bool) -> FillReader {
+        FillReader::new(Arc::clone(self), range, wait_for_verified)
+    }
+
+    /// Adds a way to get the bytes, in case those before it fail. `None` when there are too many already.
+    pub(super) fn add_origin(&self, origin: Arc<dyn Origin>) -> Option<OriginId> {
+        let mut origins = self.origins.lock();
+        if origins.all.len() >= ORIGINS_MAX {
+            return None;
+        }
+        origins.all.push(OriginEntry { origin, failed: None });
+        Some(OriginId(origins.all.len() - 1))
+    }
+
+    pub(super) fn next_origin(&self) -> Option<(OriginId, Arc<dyn Origin>)> {
+        let mut origins = self.origins.lock();
+        let id = origins.next;
+        let origin = Arc::clone(&origins.all.get(id)?.origin);
+        origins.next += 1;
+        Some((OriginId(id), origin))
+    }
+
+    pub(super) fn origin_failed(&self, origin: OriginId, error: &OriginError) {
+        if let Some(entry) = self.origins.lock().all.get_mut(origin.0) {
+            entry.failed = Some(error.clone());
+        }
+    }
+
+    pub(super) fn progress(&self) -> &Progress {
+        &self.progress
+    }
+
+    pub(super) fn reader_came(&self) {
+        self.readers_served.fetch_add(1, Ordering::Relaxed);
+        self.metrics.fill_readers.inc();
+    }
+
+    pub(super) fn reader_left(&self) {
+        self.metrics.fill_readers.dec();
+    }
+
+    /// The one log line of a fill.
+    pub(super) fn log_end(&self, result: Result<u64, &FillError>) {
+        let registry = self.key.registry.as_str();
+        let digest = self.key.digest.to_string();
+        let readers = self.readers_served.load(Ordering::Relaxed);
+        let duration_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        match result {
+            Ok(size_bytes) => {
+                tracing::info!(registry, digest, size_bytes, duration_ms, readers, "filled {digest} from {registry}");
+            }
+            Err(error) => {
+                tracing::warn!(registry, digest, duration_ms, readers, %error, "fill of {digest} from {registry} failed: {error}");
+            }
+        }
+    }
+}

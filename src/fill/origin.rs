@@ -1,0 +1,72 @@
+//! Where a fill gets its bytes: the trait that upstreams are adapted to, and how it fails.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use futures_util::stream::BoxStream;
+
+/// One way to get a blob's bytes: an upstream, a repository there, and the credential that opens it.
+pub trait Origin: Send + Sync + fmt::Debug {
+    /// Names it in logs and errors, such as `docker.io/library/nginx`. Never a secret.
+    fn label(&self) -> String;
+
+    /// Asks for the blob from byte `from` to its end. The answer may start earlier: see [`OriginBody::offset`].
+    fn fetch(&self, from: u64) -> BoxFuture<'_, Result<OriginBody, OriginError>>;
+}
+
+/// A body on its way.
+pub struct OriginBody {
+    /// The position in the blob of the first byte that [`body`](Self::body) yields.
+    pub offset: u64,
+    /// The size of the whole blob, where the origin says it.
+    pub total_bytes: Option<u64>,
+    /// The bytes. An error ends the stream; the end of the stream without one is the end of the blob.
+    pub body: BoxStream<'static, Result<Bytes, OriginError>>,
+}
+
+/// Why an origin did not give the bytes. The message is a sentence for users that names the upstream and the cause.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct OriginError {
+    /// What kind of failure it was.
+    pub kind: OriginErrorKind,
+    /// The whole story.
+    pub message: Arc<str>,
+}
+
+/// The kinds of failure that lead to different answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OriginErrorKind {
+    /// It says that it has no such blob.
+    NotFound,
+    /// It may have it but won't give it.
+    Refused {
+        /// No credential of ours was involved, so a missing repository looks just the same.
+        anonymous: bool,
+    },
+    /// It asks us to come back later.
+    RateLimited {
+        /// When, if it said so.
+        retry_after: Option<Duration>,
+    },
+    /// It can't be reached or answers with a server error.
+    Unavailable,
+    /// It did not answer in time.
+    Timeout,
+    /// The body broke off.
+    Broken,
+    /// It answered with something that can't be this blob: HTML, an encoding, a wrong length.
+    Unusable,
+}
+
+impl fmt::Debug for OriginBody {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OriginBody")
+            .field("offset", &self.offset)
+            .field("total_bytes", &self.total_bytes)
+            .finish_non_exhaustive()
+    }
+}

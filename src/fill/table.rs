@@ -1,0 +1,175 @@
+//! The fills in progress: who starts one, who joins, and how each leaves the table on every path.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::metrics::Metrics;
+use crate::store::Store;
+use crate::tasks::{self, Pool};
+
+use super::error::FillError;
+use super::fill::{Fill, FillKey, OriginId};
+use super::origin::Origin;
+use super::transfer::Tools;
+
+/// How long wrong content is remembered. In that time a client that resumes gets an error before headers, and so moves
+/// on to its next host, instead of another short body.
+const MISMATCH_MEMORY: Duration = Duration::from_secs(10);
+
+/// How many mismatches are remembered at most.
+const MISMATCHES_MAX: u64 = 10_000;
+
+/// All fills in progress.
+#[derive(Clone, Debug)]
+pub struct Fills(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    tools: Tools,
+    table: Mutex<HashMap<FillKey, Arc<Fill>>>,
+    mismatches: moka::sync::Cache<FillKey, FillError>,
+    in_flight: watch::Sender<usize>,
+    stop: CancellationToken,
+}
+
+/// What [`Fills::open`] found.
+#[derive(Debug)]
+pub enum Opened {
+    /// The store has it.
+    Held,
+    /// It's being filled.
+    Filling {
+        /// The download.
+        fill: Arc<Fill>,
+        /// Our origin's place in it; `None` when it had enough of them.
+        origin: Option<OriginId>,
+        /// Somebody else had started it.
+        joined: bool,
+    },
+    /// A moment ago upstream sent wrong content under this digest.
+    Mismatched(FillError),
+}
+
+// === impl Fills ===
+
+impl Fills {
+    /// No fills yet. They write to `store` and hash on `hashing`.
+    pub fn new(store: Store, hashing: Pool, metrics: Arc<Metrics>) -> Self {
+        Self(Arc::new(Inner {
+            tools: Tools { store, hashing, metrics },
+            table: Mutex::new(HashMap::new()),
+            mismatches: moka::sync::Cache::builder()
+                .max_capacity(MISMATCHES_MAX)
+                .time_to_live(MISMATCH_MEMORY)
+                .build(),
+            in_flight: watch::Sender::new(0),
+            stop: CancellationToken::new(),
+        }))
+    }
+
+    /// The fill of `key`, if there is one.
+    pub fn get(&self, key: &FillKey) -> Option<Arc<Fill>> {
+        self.0.table.lock().get(key).cloned()
+    }
+
+    /// Joins the fill of `key`, or starts one from `origin`. The caller has proven its right to join.
+    ///
+    /// A commit enters the store's index *before* its fill leaves the table, so looking into the index under the
+    /// table's lock can't miss both.
+    pub fn open(&self, key: FillKey, origin: Arc<dyn Origin>) -> Opened {
+        if let Some(error) = self.0.mismatches.get(&key) {
+            return Opened::Mismatched(error);
+        }
+        let mut table = self.0.table.lock();
+        if let Some(fill) = table.get(&key) {
+            let fill = Arc::clone(fill);
+            drop(table);
+            let origin = fill.add_origin(origin);
+            return Opened::Filling { fill, origin, joined: true };
+        }
+        if self.0.tools.store.size_of(&key.digest).is_some() {
+            return Opened::Held;
+        }
+        let fill = Arc::new(Fill::new(key.clone(), origin, Arc::clone(&self.0.tools.metrics)));
+        table.insert(key, Arc::clone(&fill));
+        let guard = TableEntry::new(Arc::clone(&self.0), Arc::clone(&fill));
+        drop(table);
+        tasks::spawn("fill", guard.run());
+        Opened::Filling { fill, origin: Some(OriginId::LEADER), joined: false }
+    }
+
+    /// How many fills there are.
+    pub fn len(&self) -> usize {
+        self.0.table.lock().len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Waits until there are none.
+    pub async fn idle(&self) {
+        // The sender lives in `self`, so this can't fail.
+        let _ = self.0.in_flight.subscribe().wait_for(|count| *count == 0).await;
+    }
+
+    /// Ends all fills and waits until they have left. What was not complete is lost.
+    pub async fn stop(&self) {
+        self.0.stop.cancel();
+        self.idle().await;
+    }
+}
+
+/// A fill's place in the table. Dropping it, on whatever path, takes the fill out and tells its readers.
+struct TableEntry {
+    inner: Arc<Inner>,
+    fill: Arc<Fill>,
+}
+
+// === impl TableEntry ===
+
+impl TableEntry {
+    /// Called under the table's lock, so that a fill is counted before anyone can wait for it to end.
+    fn new(inner: Arc<Inner>, fill: Arc<Fill>) -> Self {
+        inner.in_flight.send_modify(|count| *count += 1);
+        inner.tools.metrics.fills_in_flight.inc();
+        Self { inner, fill }
+    }
+
+    async fn run(self) {
+        let stopped = FillError::Stopped { digest: self.fill.key().digest, reason: "the server is shutting down" };
+        let result = tokio::select! {
+            result = self.inner.tools.run(&self.fill) => result,
+            () = self.inner.stop.cancelled() => Err(stopped),
+        };
+        match result {
+            Ok(size_bytes) => self.fill.log_end(Ok(size_bytes)),
+            Err(error) => {
+                self.fill.log_end(Err(&error));
+                if matches!(error, FillError::Mismatch { .. }) {
+                    self.inner.mismatches.insert(self.fill.key().clone(), error.clone());
+                }
+                self.fill.progress().fail(error);
+            }
+        }
+    }
+}
+
+impl Drop for TableEntry {
+    fn drop(&mut self) {
+        self.inner.table.lock().remove(self.fill.key());
+        // Only if the task died: after a normal end the progress has its last word already.
+        self.fill.progress().fail(FillError::Stopped {
+            digest: self.fill.key().digest,
+            reason: "its task ended unexpectedly; see the log",
+        });
+        self.inner.tools.metrics.fills_in_flight.dec();
+        self.inner.in_flight.send_modify(|count| *count -= 1);
+    }
+}

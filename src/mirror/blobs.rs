@@ -1,0 +1,229 @@
+//! Blobs: held, filled, joined, or passed through.
+
+use std::sync::Arc;
+
+use futures_util::{StreamExt, stream};
+
+use crate::fill::{Fill, FillError, FillKey, Opened, OriginId, PassThrough, TAIL_BYTES, pass_through};
+use crate::oci::range::ByteRange;
+use crate::oci::Digest;
+use crate::store::{Blob, Piece, Pieces};
+
+use super::error::{MirrorError, MirrorErrorKind};
+use super::origin::UpstreamOrigin;
+use super::outcome::Outcome;
+use super::rights::{Link, Probe};
+use super::upstreams::Target;
+use super::{Mirror, Wanted};
+
+/// A blob, ready to be sent.
+#[derive(Debug)]
+pub struct BlobAnswer {
+    /// Its size, unless upstream has not said.
+    pub size_bytes: Option<u64>,
+    content: Content,
+    wait_for_verified: bool,
+}
+
+#[derive(Debug)]
+enum Content {
+    Held(Blob),
+    Filling { fill: Arc<Fill>, verified: bool, joined: bool },
+    PassThrough(PassThrough),
+}
+
+/// How often a look-up starts again when what was held vanished in between.
+const ATTEMPTS: usize = 3;
+
+// === impl BlobAnswer ===
+
+impl BlobAnswer {
+    /// The bytes of `range`, or of the whole blob, and what to say of them.
+    pub fn pieces(self, range: Option<ByteRange>) -> (Pieces, Outcome) {
+        match self.content {
+            Content::Held(blob) => {
+                let range = range.map_or((0, blob.size_bytes), |range| (range.first, range.len()));
+                (file_pieces(blob, range), Outcome::Hit)
+            }
+            Content::Filling { fill, verified, joined } => {
+                // Law 2's exception: such a range is over before the digest is known.
+                let ends_early = range.zip(self.size_bytes).is_some_and(|(range, size)| range.last + 1 + TAIL_BYTES <= size);
+                let outcome = match (ends_early && !verified && !self.wait_for_verified, joined) {
+                    (true, collapsed) => Outcome::Unverified { collapsed },
+                    (false, true) => Outcome::Collapsed,
+                    (false, false) => Outcome::Miss,
+                };
+                (fill.reader(range, self.wait_for_verified).pieces(), outcome)
+            }
+            Content::PassThrough(body) => (body.pieces(range), Outcome::Bypass),
+        }
+    }
+}
+
+fn file_pieces(blob: Blob, (offset, len): (u64, u64)) -> Pieces {
+    let piece = (len > 0).then_some(Ok(Piece::File { file: blob.file, offset, len }));
+    stream::iter(piece).boxed()
+}
+
+// === impl Mirror ===
+
+impl Mirror {
+    /// A blob of a repository. With `need_size`, waits until its size is known, as a range must.
+    pub async fn blob(&self, target: &Target, digest: &Digest, need_size: bool) -> Result<BlobAnswer, MirrorError> {
+        self.check_readable(target, Probe::Blob(digest)).await?;
+        let mut proven = matches!(self.link(target, digest).await, Link::Proven { .. });
+        self.refuse_manifest(target, digest, proven).await?;
+        for _ in 0..ATTEMPTS {
+            if self.0.store.size_of(digest).is_some() {
+                if !proven {
+                    self.confirm(target, digest).await?;
+                    proven = true;
+                }
+                match self.0.store.open_blob(digest).await {
+                    Ok(Some(blob)) => return Ok(self.answer(Some(blob.size_bytes), Content::Held(blob))),
+                    // It was gone or damaged; the store has forgotten it, so it's fetched again.
+                    Ok(None) => {}
+                    Err(error) => {
+                        tracing::warn!(%digest, %error, "could not open a held blob: {error}; passing it through");
+                        return self.pass_through(target, digest).await;
+                    }
+                }
+            }
+            if let Some(answer) = self.fill(target, digest, &mut proven, need_size).await? {
+                return Ok(answer);
+            }
+        }
+        self.pass_through(target, digest).await
+    }
+
+    /// A blob's size, without its bytes.
+    pub async fn blob_size(&self, target: &Target, digest: &Digest) -> Result<(u64, Outcome), MirrorError> {
+        self.check_readable(target, Probe::Blob(digest)).await?;
+        let link = self.link(target, digest).await;
+        self.refuse_manifest(target, digest, matches!(link, Link::Proven { .. })).await?;
+        if let Some(size_bytes) = self.0.store.size_of(digest) {
+            if link == Link::Unknown {
+                self.confirm(target, digest).await?;
+            }
+            return Ok((size_bytes, Outcome::Hit));
+        }
+        // A recorded manifest says how long its blobs are: probes of lazy pullers cost upstream nothing.
+        if let Link::Proven { size_bytes: Some(size_bytes) } = link {
+            return Ok((size_bytes, Outcome::Hit));
+        }
+        self.refuse_cold_blob(target, digest)?;
+        match self.ask_for_blob(target, digest).await {
+            Ok(Some(size_bytes)) => Ok((size_bytes, Outcome::Miss)),
+            Ok(None) => Err(MirrorError::new(
+                MirrorErrorKind::Unusable,
+                format!("{} has {digest} but does not say how long it is", target.repository),
+            )),
+            Err(error) => {
+                self.remember_missing(target, Wanted::Blob(*digest), &error);
+                Err(error)
+            }
+        }
+    }
+
+    fn answer(&self, size_bytes: Option<u64>, content: Content) -> BlobAnswer {
+        BlobAnswer { size_bytes, content, wait_for_verified: self.0.settings.ranges_wait_for_verified }
+    }
+
+    /// Joins or starts a fill. `None` when the blob has come to be held in the meantime.
+    async fn fill(
+        &self,
+        target: &Target,
+        digest: &Digest,
+        proven: &mut bool,
+        need_size: bool,
+    ) -> Result<Option<BlobAnswer>, MirrorError> {
+        self.refuse_cold_blob(target, digest)?;
+        let key = FillKey { registry: target.repository.registry.clone(), digest: *digest };
+        // A joiner proves its own right first; the one who starts a fill proves it by what upstream answers.
+        if !*proven && self.0.fills.get(&key).is_some() {
+            self.confirm(target, digest).await?;
+            *proven = true;
+        }
+        let (fill, origin, joined) = match self.0.fills.open(key, Arc::new(self.origin(target, digest))) {
+            Opened::Held => return Ok(None),
+            Opened::Mismatched(error) => return Err(error.into()),
+            Opened::Filling { fill, origin, joined } => (fill, origin, joined),
+        };
+        if joined && !*proven {
+            self.confirm(target, digest).await?;
+            *proven = true;
+        }
+        self.follow(target, &fill, origin, joined, *proven, need_size).await.map(Some)
+    }
+
+    async fn follow(
+        &self,
+        target: &Target,
+        fill: &Arc<Fill>,
+        origin: Option<OriginId>,
+        joined: bool,
+        proven: bool,
+        need_size: bool,
+    ) -> Result<BlobAnswer, MirrorError> {
+        let digest = fill.key().digest;
+        let head = match fill.head().await {
+            Ok(head) => head,
+            Err(FillError::NotStorable { .. }) => return self.pass_through(target, &digest).await,
+            Err(error) => {
+                let error = MirrorError::from(error);
+                self.remember_missing(target, Wanted::Blob(digest), &error);
+                return Err(error);
+            }
+        };
+        if !proven {
+            // Another client's origin may have given what ours refused.
+            if let Some(error) = origin.and_then(|origin| fill.failure_of(origin)) {
+                return Err(error.into());
+            }
+            self.confirmed(&target.repository, &digest, head.size_bytes).await;
+        }
+        let size_bytes = match head.size_bytes {
+            Some(size) => Some(size),
+            None if need_size => Some(fill.size().await?),
+            None => None,
+        };
+        let content = Content::Filling { fill: Arc::clone(fill), verified: head.verified, joined };
+        Ok(self.answer(size_bytes, content))
+    }
+
+    /// Law 6: what can't be kept is still delivered.
+    async fn pass_through(&self, target: &Target, digest: &Digest) -> Result<BlobAnswer, MirrorError> {
+        self.refuse_cold_blob(target, digest)?;
+        let origin = self.origin(target, digest);
+        let body = pass_through(&origin, *digest, Arc::clone(&self.0.metrics)).await?;
+        Ok(self.answer(body.size_bytes(), Content::PassThrough(body)))
+    }
+
+    fn origin(&self, target: &Target, digest: &Digest) -> UpstreamOrigin {
+        UpstreamOrigin {
+            client: Arc::clone(&target.upstream.client),
+            repository: target.repository.clone(),
+            digest: *digest,
+        }
+    }
+
+    /// Manifests are no blobs, though some clients look for them here first: upstream need not be asked.
+    async fn refuse_manifest(&self, target: &Target, digest: &Digest, linked: bool) -> Result<(), MirrorError> {
+        if linked || !matches!(self.0.store.manifest(&target.repository, digest).await, Ok(Some(_))) {
+            return Ok(());
+        }
+        let message = format!("{digest} is a manifest of {}, not a blob", target.repository);
+        Err(MirrorError::new(MirrorErrorKind::UnknownBlob, message))
+    }
+
+    /// What can be said of a blob that is not held without asking upstream.
+    fn refuse_cold_blob(&self, target: &Target, digest: &Digest) -> Result<(), MirrorError> {
+        if self.0.settings.offline {
+            return Err(MirrorError::offline(&format!("{}@{digest}", target.repository)).of_blob());
+        }
+        match self.known_missing(target, Wanted::Blob(*digest)) {
+            Some(error) => Err(error),
+            None => Ok(()),
+        }
+    }
+}

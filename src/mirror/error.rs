@@ -1,0 +1,144 @@
+//! Why the mirror can't answer. Knows no HTTP: `server/error.rs` gives each kind its status.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::fill::{FillError, OriginError, OriginErrorKind};
+use crate::oci::{InvalidManifest, Mismatch, Repository};
+use crate::upstream::{UpstreamError, UpstreamErrorKind};
+
+use super::resolve::Unresolved;
+
+/// Why the mirror can't answer. The message is a sentence for the person who pulls: container runtimes show it.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct MirrorError {
+    /// What kind of failure it is.
+    pub kind: MirrorErrorKind,
+    /// What happened, where, and what to do.
+    pub message: Arc<str>,
+}
+
+/// The kinds of failure that clients must be able to tell apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MirrorErrorKind {
+    /// The registry is not configured, or the repository can't be seen by anyone without a credential.
+    UnknownName,
+    /// The repository's name is not one.
+    InvalidName,
+    /// Upstream has no such manifest, or none is held and nobody can be asked.
+    UnknownManifest,
+    /// The same for a blob.
+    UnknownBlob,
+    /// Our credential opens it, and the one who asks has none; or even our credential does not.
+    Denied,
+    /// Upstream is over its limit. Never passed on as 429, which clients answer with more requests.
+    RateLimited {
+        /// When to come back, if upstream said so.
+        retry_after: Option<Duration>,
+    },
+    /// Upstream can't be reached or answers with errors.
+    Unavailable,
+    /// Upstream does not answer in time.
+    Timeout,
+    /// Upstream answered with something that can't be used: wrong content, HTML, too much.
+    Unusable,
+    /// Our own fault: the server is stopping, or a task died.
+    Internal,
+}
+
+// === impl MirrorError ===
+
+impl MirrorError {
+    pub(super) fn new(kind: MirrorErrorKind, message: impl Into<Arc<str>>) -> Self {
+        Self { kind, message: message.into() }
+    }
+
+    pub(super) fn died(task: &str) -> Self {
+        Self::new(MirrorErrorKind::Internal, format!("the mirror's {task} task ended unexpectedly; its log says why"))
+    }
+
+    pub(super) fn offline(what: &str) -> Self {
+        Self::new(MirrorErrorKind::UnknownManifest, format!("{what} is not held, and this mirror is offline"))
+    }
+
+    /// Nothing was found, rather than that something failed.
+    pub fn is_not_found(&self) -> bool {
+        matches!(self.kind, MirrorErrorKind::UnknownManifest | MirrorErrorKind::UnknownBlob)
+    }
+
+    /// The same failure where a blob was asked for instead of a manifest.
+    pub(super) fn of_blob(mut self) -> Self {
+        if self.kind == MirrorErrorKind::UnknownManifest {
+            self.kind = MirrorErrorKind::UnknownBlob;
+        }
+        self
+    }
+
+    pub(super) fn wrong_manifest(repository: &Repository, mismatch: &Mismatch) -> Self {
+        Self::new(
+            MirrorErrorKind::Unusable,
+            format!("{} sent a wrong manifest for {repository}: {mismatch}", repository.registry),
+        )
+    }
+
+    pub(super) fn bad_manifest(repository: &Repository, error: &InvalidManifest) -> Self {
+        Self::new(
+            MirrorErrorKind::Unusable,
+            format!("{} sent a manifest for {repository} that can't be used: {error}", repository.registry),
+        )
+    }
+}
+
+impl From<UpstreamError> for MirrorError {
+    /// A refusal without a credential looks just like a missing repository, and is answered like one, so that clients
+    /// move on to a host where they may have a credential of their own.
+    fn from(error: UpstreamError) -> Self {
+        let kind = match &error.kind {
+            UpstreamErrorKind::NotFound { .. } => MirrorErrorKind::UnknownManifest,
+            UpstreamErrorKind::Refused { anonymous: true, .. } => MirrorErrorKind::UnknownName,
+            UpstreamErrorKind::Refused { anonymous: false, .. } => MirrorErrorKind::Denied,
+            UpstreamErrorKind::RateLimited { retry_after } => MirrorErrorKind::RateLimited { retry_after: *retry_after },
+            UpstreamErrorKind::Status(_)
+            | UpstreamErrorKind::Connect
+            | UpstreamErrorKind::Tls
+            | UpstreamErrorKind::Broken => MirrorErrorKind::Unavailable,
+            UpstreamErrorKind::Timeout(_) => MirrorErrorKind::Timeout,
+            UpstreamErrorKind::Protocol(_) | UpstreamErrorKind::RedirectRefused => MirrorErrorKind::Unusable,
+        };
+        Self::new(kind, error.to_string())
+    }
+}
+
+impl From<OriginError> for MirrorError {
+    fn from(error: OriginError) -> Self {
+        let kind = match error.kind {
+            OriginErrorKind::NotFound => MirrorErrorKind::UnknownBlob,
+            OriginErrorKind::Refused { anonymous: true } => MirrorErrorKind::UnknownName,
+            OriginErrorKind::Refused { anonymous: false } => MirrorErrorKind::Denied,
+            OriginErrorKind::RateLimited { retry_after } => MirrorErrorKind::RateLimited { retry_after },
+            OriginErrorKind::Unavailable | OriginErrorKind::Broken => MirrorErrorKind::Unavailable,
+            OriginErrorKind::Timeout => MirrorErrorKind::Timeout,
+            OriginErrorKind::Unusable => MirrorErrorKind::Unusable,
+        };
+        Self { kind, message: error.message }
+    }
+}
+
+impl From<FillError> for MirrorError {
+    fn from(error: FillError) -> Self {
+        match error {
+            FillError::Origin(error) => error.into(),
+            FillError::Mismatch { .. } => Self::new(MirrorErrorKind::Unusable, error.to_string()),
+            FillError::NotStorable { .. } | FillError::Stopped { .. } => {
+                Self::new(MirrorErrorKind::Internal, error.to_string())
+            }
+        }
+    }
+}
+
+impl From<Unresolved> for MirrorError {
+    fn from(error: Unresolved) -> Self {
+        Self::new(MirrorErrorKind::UnknownName, error.to_string())
+    }
+}

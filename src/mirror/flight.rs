@@ -1,0 +1,111 @@
+//! Work that several requests wait for and that belongs to none of them.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::future::Future;
+use std::hash::Hash;
+use std::sync::Arc;
+
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, Shared};
+use parking_lot::Mutex;
+
+use crate::tasks;
+
+use super::error::MirrorError;
+
+/// At most one piece of work per key at a time. Whoever asks meanwhile gets the same result.
+///
+/// The work is a task of its own: it goes on when everyone who waited has left (law 4).
+pub(super) struct Flights<K, T> {
+    table: Arc<Mutex<Table<K, T>>>,
+}
+
+type Table<K, T> = HashMap<K, Shared<BoxFuture<'static, Result<T, MirrorError>>>>;
+
+// === impl Flights ===
+
+impl<K, T> Flights<K, T>
+where
+    K: Clone + Eq + Hash + Send + 'static,
+    T: Clone + Send + Sync + 'static,
+{
+    pub(super) fn new() -> Self {
+        Self { table: Arc::new(Mutex::new(HashMap::new())) }
+    }
+
+    /// Waits for the work under `key`, which `work` starts if nobody has. Says also whether somebody had.
+    pub(super) async fn run<F>(&self, name: &'static str, key: K, work: F) -> (Result<T, MirrorError>, bool)
+    where
+        F: Future<Output = Result<T, MirrorError>> + Send + 'static,
+    {
+        let (flight, joined) = {
+            let mut table = self.table.lock();
+            if let Some(flight) = table.get(&key) {
+                (flight.clone(), true)
+            } else {
+                let entry = Entry { table: Arc::clone(&self.table), key: key.clone() };
+                let task = tasks::spawn(name, async move {
+                    let _entry = entry;
+                    work.await
+                });
+                let flight = async move { task.await.unwrap_or_else(|_| Err(MirrorError::died(name))) }.boxed().shared();
+                table.insert(key, flight.clone());
+                (flight, false)
+            }
+        };
+        (flight.await, joined)
+    }
+}
+
+impl<K, T> fmt::Debug for Flights<K, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Flights").field("in_flight", &self.table.lock().len()).finish()
+    }
+}
+
+/// A flight's place in the table, given up on every path out of its task.
+struct Entry<K: Eq + Hash, T> {
+    table: Arc<Mutex<Table<K, T>>>,
+    key: K,
+}
+
+impl<K: Eq + Hash, T> Drop for Entry<K, T> {
+    fn drop(&mut self) {
+        self.table.lock().remove(&self.key);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::sync::oneshot;
+
+    #[tokio::test]
+    async fn a_flight_survives_the_one_who_started_it_and_answers_those_who_joined() {
+        let flights = Arc::new(Flights::<&str, u32>::new());
+        let (open, gate) = oneshot::channel();
+        let leader = {
+            let flights = Arc::clone(&flights);
+            tokio::spawn(async move { flights.run("test", "key", async { gate.await.map_err(|_| MirrorError::died("")) }).await })
+        };
+        while flights.table.lock().is_empty() {
+            tokio::task::yield_now().await;
+        }
+        leader.abort();
+        let _ = leader.await;
+        let follower = flights.run("test", "key", async { Ok(0) });
+        let (result, ()) = tokio::join!(follower, async { open.send(7).unwrap() });
+        assert!(matches!(result, (Ok(7), true)));
+        assert!(flights.table.lock().is_empty());
+        assert!(matches!(flights.run("test", "key", async { Ok(8) }).await, (Ok(8), false)));
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_an_error_for_those_who_wait_and_frees_the_key() {
+        let flights = Flights::<&str, u32>::new();
+        let (result, _) = flights.run("test", "key", async { panic!("as planned") }).await;
+        assert!(result.is_err());
+        assert!(flights.table.lock().is_empty());
+    }
+}

@@ -1,0 +1,56 @@
+//! An upstream's repository as a fill sees it.
+
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+use futures_util::{FutureExt, StreamExt};
+
+use crate::fill::{Origin, OriginBody, OriginError, OriginErrorKind};
+use crate::oci::{Digest, Repository};
+use crate::upstream::{Upstream, UpstreamError, UpstreamErrorKind};
+
+/// A blob in an upstream's repository, opened with the credential that is configured for it.
+#[derive(Debug)]
+pub(super) struct UpstreamOrigin {
+    pub(super) client: Arc<Upstream>,
+    pub(super) repository: Repository,
+    pub(super) digest: Digest,
+}
+
+impl Origin for UpstreamOrigin {
+    fn label(&self) -> String {
+        self.repository.to_string()
+    }
+
+    fn fetch(&self, from: u64) -> BoxFuture<'_, Result<OriginBody, OriginError>> {
+        async move {
+            let range = (from > 0).then_some(crate::upstream::BlobRange { first: from, last: None });
+            let stream = self.client.get_blob(&self.repository, &self.digest, range).await?;
+            Ok(OriginBody {
+                offset: stream.offset,
+                total_bytes: stream.total_bytes,
+                body: stream.body.map(|chunk| chunk.map_err(OriginError::from)).boxed(),
+            })
+        }
+        .boxed()
+    }
+}
+
+impl From<UpstreamError> for OriginError {
+    fn from(error: UpstreamError) -> Self {
+        let kind = match &error.kind {
+            UpstreamErrorKind::NotFound { .. } => OriginErrorKind::NotFound,
+            UpstreamErrorKind::Refused { anonymous, .. } => OriginErrorKind::Refused { anonymous: *anonymous },
+            UpstreamErrorKind::RateLimited { retry_after } => {
+                OriginErrorKind::RateLimited { retry_after: *retry_after }
+            }
+            UpstreamErrorKind::Status(_) | UpstreamErrorKind::Connect | UpstreamErrorKind::Tls => {
+                OriginErrorKind::Unavailable
+            }
+            UpstreamErrorKind::Timeout(_) => OriginErrorKind::Timeout,
+            UpstreamErrorKind::Broken => OriginErrorKind::Broken,
+            UpstreamErrorKind::Protocol(_) | UpstreamErrorKind::RedirectRefused => OriginErrorKind::Unusable,
+        };
+        Self { kind, message: error.to_string().into() }
+    }
+}

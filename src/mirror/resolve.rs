@@ -1,0 +1,232 @@
+//! Which upstream a request means. A closed world: names are looked up, never dialled (law 10).
+
+use std::collections::HashMap;
+
+use crate::oci::{RegistryName, RepositoryName};
+
+/// The names under which upstreams can be asked for.
+#[derive(Debug, Default)]
+pub struct Names {
+    /// Registry names and aliases, with the canonical name and the upstream's number.
+    exact: HashMap<String, (RegistryName, usize)>,
+    /// The part of a pattern behind its `*`, such as `.pkg.dev`.
+    patterns: Vec<(String, usize)>,
+    /// `Host` headers, in lower case.
+    hosts: HashMap<String, (RegistryName, usize)>,
+    /// For clients that name no upstream.
+    default: Option<(RegistryName, usize)>,
+    /// The most segments that an alias has.
+    longest_alias: usize,
+}
+
+/// An upstream, and the repository there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Resolved {
+    /// The number under which the upstream was added.
+    pub upstream: usize,
+    /// Its canonical name; for a pattern, the name that was asked for.
+    pub registry: RegistryName,
+    /// The rest of the path.
+    pub repository: String,
+}
+
+/// Why a request means no upstream.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unresolved {
+    /// The registry that was named is not configured.
+    #[error("registry {0:?} is not configured on this mirror; an operator can add [upstreams.\"{0}\"] to its configuration")]
+    UnknownRegistry(String),
+    /// Neither path, nor `ns`, nor Host names one, and there is no default.
+    #[error("the request names no registry, and this mirror has no default_upstream: use ?ns=REGISTRY or /v2/REGISTRY/REPOSITORY")]
+    NoRegistry,
+}
+
+/// How much of a refused name is repeated in a message.
+const QUOTED_CHARS_MAX: usize = 100;
+
+// === impl Names ===
+
+impl Names {
+    /// Adds an upstream by its exact name and its aliases, which may be paths of any depth.
+    pub fn add(&mut self, upstream: usize, registry: &RegistryName, aliases: &[String]) {
+        for name in aliases.iter().map(String::as_str).chain([registry.as_str()]) {
+            self.longest_alias = self.longest_alias.max(name.split('/').count());
+            self.exact.insert(name.to_ascii_lowercase(), (registry.clone(), upstream));
+        }
+    }
+
+    /// Adds an upstream for every name that ends in `suffix`, which starts with a dot.
+    pub fn add_pattern(&mut self, upstream: usize, suffix: &str) {
+        self.patterns.push((suffix.to_owned(), upstream));
+    }
+
+    /// Makes a `Host` header mean the upstream called `name`.
+    pub fn add_host(&mut self, host: &str, name: &str) {
+        if let Some(found) = self.exact.get(name).cloned() {
+            self.hosts.insert(host.to_ascii_lowercase(), found);
+        }
+    }
+
+    /// Makes requests that name no upstream mean the one called `name`.
+    pub fn set_default(&mut self, name: &str) {
+        self.default = self.exact.get(name).cloned();
+    }
+
+    /// The canonical name of the registry that a name or alias means.
+    pub fn registry_called(&self, name: &str) -> Option<RegistryName> {
+        self.look_up(name).map(|(registry, _)| registry)
+    }
+
+    /// Finds the upstream that a request means. In order: the path before `/v2/`, the first segments after it, `ns`,
+    /// the `Host` header, the default. So a path wins over an `ns` that differs.
+    pub fn resolve(
+        &self,
+        prefix: Option<&str>,
+        name: &str,
+        namespace: Option<&str>,
+        host: Option<&str>,
+    ) -> Result<Resolved, Unresolved> {
+        if let Some(prefix) = prefix {
+            let (registry, upstream) = self.look_up(prefix).ok_or_else(|| unknown(prefix))?;
+            // Some clients are told the name twice: before and after `/v2/`.
+            let repository = self.strip(name).filter(|inner| inner.registry == registry);
+            return Ok(repository.unwrap_or_else(|| resolved((registry, upstream), name)));
+        }
+        if let Some(resolved) = self.strip(name) {
+            return Ok(resolved);
+        }
+        if let Some(namespace) = namespace {
+            return Ok(resolved(self.look_up(namespace).ok_or_else(|| unknown(namespace))?, name));
+        }
+        // A first segment that looks like a host was meant as one: no upstream has such a repository, and asking the
+        // default for it would tell a stranger's name to it.
+        if let Some((first, _)) = name.split_once('/')
+            && (first.contains('.') || first == "localhost")
+        {
+            return Err(unknown(first));
+        }
+        let by_host = host.and_then(|host| {
+            let host = host.to_ascii_lowercase();
+            self.hosts.get(&host).or_else(|| self.hosts.get(without_port(&host)))
+        });
+        by_host.or(self.default.as_ref()).map(|found| resolved(found.clone(), name)).ok_or(Unresolved::NoRegistry)
+    }
+
+    /// Takes the longest name of an upstream off the front of a path, if something is left behind it.
+    fn strip(&self, name: &str) -> Option<Resolved> {
+        let cuts: Vec<usize> = name.match_indices('/').map(|(at, _)| at).take(self.longest_alias.max(1)).collect();
+        cuts.into_iter().rev().find_map(|cut| {
+            let found = self.look_up(&name[..cut])?;
+            Some(resolved(found, &name[cut + 1..]))
+        })
+    }
+
+    fn look_up(&self, name: &str) -> Option<(RegistryName, usize)> {
+        let name = name.to_ascii_lowercase();
+        if let Some(found) = self.exact.get(&name) {
+            return Some(found.clone());
+        }
+        let (_, upstream) = self.patterns.iter().find(|(suffix, _)| {
+            name.len() > suffix.len() && name.ends_with(suffix.as_str()) && !name.contains([':', '/', '['])
+        })?;
+        Some((name.parse().ok()?, *upstream))
+    }
+}
+
+/// Docker Hub's official images live under `library/`, which people leave out.
+fn resolved((registry, upstream): (RegistryName, usize), name: &str) -> Resolved {
+    let official = registry.as_str() == "docker.io" && !name.is_empty() && !name.contains('/');
+    let repository = if official { format!("library/{name}") } else { name.to_owned() };
+    Resolved { upstream, registry, repository }
+}
+
+fn unknown(name: &str) -> Unresolved {
+    Unresolved::UnknownRegistry(name.chars().take(QUOTED_CHARS_MAX).collect())
+}
+
+fn without_port(host: &str) -> &str {
+    match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
+        _ => host,
+    }
+}
+
+/// A check that a repository name is one, for messages that name the registry as well.
+pub(super) fn repository_name(resolved: &Resolved) -> Result<RepositoryName, crate::oci::name::InvalidName> {
+    resolved.repository.parse()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names() -> Names {
+        let mut names = Names::default();
+        names.add(0, &"docker.io".parse().unwrap(), &["index.docker.io".into(), "mirror/hub".into()]);
+        names.add(1, &"quay.io".parse().unwrap(), &[]);
+        names.add(2, &"corp:5000".parse().unwrap(), &["corp".into()]);
+        names.add_pattern(3, ".pkg.dev");
+        names.add_host("hub.mirror.corp", "docker.io");
+        names.set_default("quay.io");
+        names
+    }
+
+    /// What a request resolves to, as `number registry repository`, or the error's name.
+    fn resolve(prefix: &str, name: &str, ns: &str, host: &str) -> String {
+        let some = |text: &'static str| (!text.is_empty()).then_some(text);
+        let leak = |text: &str| -> &'static str { Box::leak(text.to_owned().into_boxed_str()) };
+        match names().resolve(some(leak(prefix)), name, some(leak(ns)), some(leak(host))) {
+            Ok(found) => format!("{} {} {}", found.upstream, found.registry, found.repository),
+            Err(Unresolved::UnknownRegistry(name)) => format!("unknown {name}"),
+            Err(Unresolved::NoRegistry) => "none".to_owned(),
+        }
+    }
+
+    #[test]
+    fn every_way_to_name_an_upstream() {
+        for (prefix, name, ns, host, expected) in [
+            // U1: ns
+            ("", "library/nginx", "docker.io", "", "0 docker.io library/nginx"),
+            ("", "nginx", "docker.io", "", "0 docker.io library/nginx"),
+            ("", "nginx", "index.docker.io", "", "0 docker.io library/nginx"),
+            ("", "nginx", "DOCKER.io", "", "0 docker.io library/nginx"),
+            ("", "a/b", "corp:5000", "", "2 corp:5000 a/b"),
+            ("", "a/b", "europe-docker.pkg.dev", "", "3 europe-docker.pkg.dev a/b"),
+            ("", "a/b", "evil.example", "", "unknown evil.example"),
+            ("", "a/b", "127.0.0.1:1", "", "unknown 127.0.0.1:1"),
+            ("", "a/b", "pkg.dev", "", "unknown pkg.dev"),
+            ("", "a/b", ".pkg.dev", "", "unknown .pkg.dev"),
+            ("", "a/b", "x.pkg.dev:1", "", "unknown x.pkg.dev:1"),
+            ("", "a/b", "evil.example/x.pkg.dev", "", "unknown evil.example/x.pkg.dev"),
+            // U2: path after /v2/, which wins over ns
+            ("", "docker.io/library/nginx", "", "", "0 docker.io library/nginx"),
+            ("", "docker.io/nginx", "", "", "0 docker.io library/nginx"),
+            ("", "docker.io/nginx", "docker.io", "", "0 docker.io library/nginx"),
+            ("", "docker.io/nginx", "quay.io", "", "0 docker.io library/nginx"),
+            ("", "mirror/hub/nginx", "", "", "0 docker.io library/nginx"),
+            ("", "mirror/other/nginx", "", "", "1 quay.io mirror/other/nginx"),
+            ("", "corp/a/b", "", "", "2 corp:5000 a/b"),
+            ("", "evil.example/a/b", "", "", "unknown evil.example"),
+            ("", "localhost/a", "", "", "unknown localhost"),
+            // an upstream's name alone is a repository of the default
+            ("", "corp", "", "", "1 quay.io corp"),
+            // U3: path before /v2/
+            ("docker.io", "library/nginx", "docker.io", "", "0 docker.io library/nginx"),
+            ("docker.io", "docker.io/nginx", "", "", "0 docker.io library/nginx"),
+            ("mirror/hub", "nginx", "", "", "0 docker.io library/nginx"),
+            ("evil", "nginx", "docker.io", "", "unknown evil"),
+            // U4: nothing
+            ("", "a/b", "", "", "1 quay.io a/b"),
+            ("", "a/b", "", "hub.mirror.corp", "0 docker.io a/b"),
+            ("", "nginx", "", "HUB.mirror.corp:5050", "0 docker.io library/nginx"),
+            ("", "a/b", "", "other.corp", "1 quay.io a/b"),
+        ] {
+            assert_eq!(resolve(prefix, name, ns, host), expected, "{prefix:?} {name:?} {ns:?} {host:?}");
+        }
+    }
+
+    #[test]
+    fn without_a_default_a_request_must_name_its_upstream() {
+        assert_eq!(Names::default().resolve(None, "a/b", None, None), Err(Unresolved::NoRegistry));
+    }
+}

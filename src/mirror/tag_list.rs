@@ -1,0 +1,205 @@
+//! Tag lists: the whole list fetched once, kept for a while, and paged from there.
+
+use std::sync::Arc;
+
+use crate::clock::Timestamp;
+use crate::oci::Repository;
+use crate::store::{ListName, ListRecord};
+use crate::upstream::Access;
+
+use super::error::{MirrorError, MirrorErrorKind};
+use super::outcome::Outcome;
+use super::rights::Probe;
+use super::upstreams::Target;
+use super::{ListKey, Mirror};
+
+/// One page of a repository's tags.
+#[derive(Debug)]
+pub struct TagsAnswer {
+    /// The tags, in byte order.
+    pub tags: Vec<String>,
+    /// There are more after the last one.
+    pub more: bool,
+    /// How the list came about.
+    pub outcome: Outcome,
+    /// What a client should be warned of.
+    pub warning: Option<String>,
+}
+
+/// A list, and how it came about.
+pub(super) struct ListAnswer {
+    pub(super) list: Arc<ListRecord>,
+    pub(super) outcome: Outcome,
+    pub(super) warning: Option<String>,
+}
+
+/// How many pages of a tag list are fetched at most.
+const PAGES_MAX: usize = 500;
+
+/// How many bytes of tags a list may have.
+const TAGS_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// How many tags are asked for at a time. ECR refuses more.
+const PAGE_TAGS: u64 = 1000;
+
+// === impl Mirror ===
+
+impl Mirror {
+    /// The tags of a repository after `last`, at most `limit`.
+    pub async fn tags(
+        &self,
+        target: &Target,
+        limit: Option<u64>,
+        last: Option<&str>,
+    ) -> Result<TagsAnswer, MirrorError> {
+        self.check_readable(target, Probe::Tags).await?;
+        let ListAnswer { list, outcome, warning } = match self.tag_list(target).await {
+            Err(error) if error.kind == MirrorErrorKind::UnknownManifest => {
+                let kind = MirrorErrorKind::UnknownName;
+                return Err(MirrorError { kind, ..error });
+            }
+            answer => answer?,
+        };
+        let all: Vec<String> = serde_json::from_str(&list.body).unwrap_or_default();
+        let (tags, more) = page(all, limit, last);
+        Ok(TagsAnswer { tags, more, outcome, warning })
+    }
+
+    async fn tag_list(&self, target: &Target) -> Result<ListAnswer, MirrorError> {
+        if self.0.settings.offline {
+            return self.held_tags(&target.repository).await;
+        }
+        let work = {
+            let (mirror, target) = (self.clone(), target.clone());
+            async move { mirror.fetch_tags(&target).await }
+        };
+        self.list(target, ListName::Tags, true, work).await
+    }
+
+    /// Offline, what is held is all there is.
+    async fn held_tags(&self, repository: &Repository) -> Result<ListAnswer, MirrorError> {
+        let internal = |error: String| MirrorError::new(MirrorErrorKind::Internal, error);
+        let held = self.0.store.held_tags(repository).await.map_err(|error| internal(error.to_string()))?;
+        if held.is_empty() {
+            let kind = MirrorErrorKind::UnknownName;
+            return Err(MirrorError { kind, ..MirrorError::offline(&repository.to_string()) });
+        }
+        let mut tags: Vec<&str> = held.iter().map(crate::oci::Tag::as_str).collect();
+        tags.sort_unstable();
+        let body = serde_json::to_string(&tags).map_err(|error| internal(error.to_string()))?;
+        let list = Arc::new(ListRecord { fetched: Timestamp::now(), body });
+        Ok(ListAnswer { list, outcome: Outcome::Hit, warning: None })
+    }
+
+    /// The whole list, page by page, in byte order.
+    async fn fetch_tags(&self, target: &Target) -> Result<ListRecord, MirrorError> {
+        let mut tags: Vec<String> = Vec::new();
+        let mut last: Option<String> = None;
+        let mut size = 0;
+        for _ in 0..PAGES_MAX {
+            let page = target
+                .upstream
+                .client
+                .list_tags(&target.repository, Some(PAGE_TAGS), last.as_deref(), Access::Configured)
+                .await?;
+            size += page.tags.iter().map(String::len).sum::<usize>();
+            tags.extend(page.tags);
+            match page.next.map(|next| next.last) {
+                // A page that leads to itself would lead round for ever.
+                Some(next) if size <= TAGS_BYTES_MAX && last.as_ref() != Some(&next) => last = Some(next),
+                Some(_) => break,
+                None => {
+                    tags.sort_unstable();
+                    tags.dedup();
+                    let body = serde_json::to_string(&tags)
+                        .map_err(|error| MirrorError::new(MirrorErrorKind::Internal, error.to_string()))?;
+                    return Ok(ListRecord { fetched: Timestamp::now(), body });
+                }
+            }
+        }
+        Err(MirrorError::new(
+            MirrorErrorKind::Unusable,
+            format!("the tag list of {} has no end within {PAGES_MAX} pages or {TAGS_BYTES_MAX} bytes", target.repository),
+        ))
+    }
+
+    /// A list that is fresh, or fetched by `work` once however many ask, or stale because that failed. Lists that are
+    /// to be `kept` survive a restart.
+    pub(super) async fn list<F>(
+        &self,
+        target: &Target,
+        name: ListName,
+        kept: bool,
+        work: F,
+    ) -> Result<ListAnswer, MirrorError>
+    where
+        F: Future<Output = Result<ListRecord, MirrorError>> + Send + 'static,
+    {
+        let key = ListKey { repository: target.repository.clone(), list: name };
+        let held = match self.0.lists.get(&key) {
+            Some(list) => Some(list),
+            None => self.0.store.list(&key.repository, &key.list).await.unwrap_or_default().map(Arc::new),
+        };
+        if let Some(list) = &held
+            && list.fetched.age().is_some_and(|age| age < self.0.settings.list_ttl)
+        {
+            return Ok(ListAnswer { list: Arc::clone(list), outcome: Outcome::Hit, warning: None });
+        }
+        let fetch = {
+            let (mirror, key) = (self.clone(), key.clone());
+            async move {
+                let list = Arc::new(work.await?);
+                mirror.0.lists.insert(key.clone(), Arc::clone(&list));
+                if kept && let Err(error) = mirror.0.store.put_list(&key.repository, &key.list, &list).await {
+                    tracing::warn!(%error, "could not keep a list: {error}");
+                }
+                Ok(list)
+            }
+        };
+        match (self.0.list_flights.run("list fetch", key, fetch).await, held) {
+            ((Ok(list), joined), _) => {
+                let outcome = if joined { Outcome::Collapsed } else { Outcome::Miss };
+                Ok(ListAnswer { list, outcome, warning: None })
+            }
+            // "Not found" is an answer, not a failure.
+            ((Err(error), _), Some(list)) if !error.is_not_found() => {
+                let expired_for = list.fetched.age().unwrap_or_default().saturating_sub(self.0.settings.list_ttl);
+                let warning = Some(format!("served stale: {error}"));
+                Ok(ListAnswer { list, outcome: Outcome::Stale { expired_for }, warning })
+            }
+            ((Err(error), _), _) => Err(error),
+        }
+    }
+}
+
+/// The part of a sorted list after `last`, and whether there is more. A limit of 0 is an empty last page.
+fn page(all: Vec<String>, limit: Option<u64>, last: Option<&str>) -> (Vec<String>, bool) {
+    let start = last.map_or(0, |last| all.partition_point(|tag| tag.as_str() <= last));
+    let rest = all.len() - start;
+    let take = limit.map_or(rest, |limit| usize::try_from(limit).unwrap_or(usize::MAX).min(rest));
+    let more = take > 0 && take < rest;
+    (all.into_iter().skip(start).take(take).collect(), more)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_of_a_list() {
+        let all = || ["a", "b", "c", "d"].map(str::to_owned).to_vec();
+        for (limit, last, expected, more) in [
+            (None, None, "a b c d", false),
+            (Some(2), None, "a b", true),
+            (Some(2), Some("b"), "c d", false),
+            (Some(1), Some("b"), "c", true),
+            (Some(0), None, "", false),
+            (Some(9), Some("aa"), "b c d", false),
+            (None, Some("d"), "", false),
+            (None, Some("z"), "", false),
+        ] {
+            let (tags, is_more) = page(all(), limit, last);
+            assert_eq!((tags.join(" ").as_str(), is_more), (expected, more), "{limit:?} {last:?}");
+        }
+    }
+}

@@ -1,0 +1,255 @@
+//! Manifests by tag: fresh, revalidated with a HEAD, or stale when upstream fails.
+
+use std::time::Duration;
+
+use tokio::time::timeout;
+
+use crate::clock::Timestamp;
+use crate::metrics::UpstreamLabels;
+use crate::oci::{Digest, Reference, Tag};
+use crate::store::TagRecord;
+use crate::upstream::{Access, UpstreamError, UpstreamErrorKind};
+
+use super::error::{MirrorError, MirrorErrorKind};
+use super::freshness::{DELETED_TAGS_KEPT, Freshness, judge, stale_allowed};
+use super::manifests::ManifestAnswer;
+use super::outcome::Outcome;
+use super::upstreams::Target;
+use super::{HeldManifest, Mirror, Wanted};
+
+/// How long a client whose tag is held waits for upstream's word on it.
+const CHECK_PATIENCE: Duration = Duration::from_secs(2);
+
+/// What a check of a tag found.
+#[derive(Clone, Debug)]
+pub(super) enum Checked {
+    /// It points at this manifest, which is held now.
+    Current {
+        manifest: HeldManifest,
+        /// Nothing but a HEAD was needed.
+        unchanged: bool,
+    },
+    /// Upstream has deleted it.
+    Gone(MirrorError),
+}
+
+// === impl Mirror ===
+
+impl Mirror {
+    pub(super) async fn manifest_by_tag(&self, target: &Target, tag: &Tag) -> Result<ManifestAnswer, MirrorError> {
+        let held = match self.tag_record(target, tag).await {
+            Some(record) => self.held_manifest(target, &record.digest).await.map(|manifest| (record, manifest)),
+            None => None,
+        };
+        match held {
+            Some((record, manifest)) => self.held_tag(target, tag, record, manifest).await,
+            None => self.cold_tag(target, tag).await,
+        }
+    }
+
+    async fn tag_record(&self, target: &Target, tag: &Tag) -> Option<TagRecord> {
+        self.0.store.tag(&target.repository, tag).await.unwrap_or_else(|error| {
+            tracing::warn!(%error, "could not read a tag: {error}; asking upstream instead");
+            None
+        })
+    }
+
+    async fn held_tag(
+        &self,
+        target: &Target,
+        tag: &Tag,
+        record: TagRecord,
+        manifest: HeldManifest,
+    ) -> Result<ManifestAnswer, MirrorError> {
+        let policy = &target.upstream.policy;
+        let expired_for = match judge(&record, policy.tag_ttl, policy.immutable_tags.matches(tag)) {
+            Freshness::Fresh => return Ok(deleted_or(record, manifest, Outcome::Hit)),
+            Freshness::Expired(_) if self.0.settings.offline => return Ok(manifest.answer(Outcome::Hit)),
+            Freshness::Expired(expired_for) => expired_for,
+        };
+        let outcome = Outcome::Stale { expired_for };
+        if let Some(failure) = self.0.failed_checks.get(&(target.repository.clone(), tag.clone())) {
+            return self.stale(target, &record, manifest, outcome, failure);
+        }
+        let held = record.digest;
+        match timeout(CHECK_PATIENCE, self.check_tag(target, tag, Some(held))).await {
+            Ok((Ok(Checked::Current { manifest, unchanged }), joined)) => {
+                Ok(manifest.answer(match (unchanged, joined) {
+                    (true, _) => Outcome::Revalidated,
+                    (false, true) => Outcome::Collapsed,
+                    (false, false) => Outcome::Miss,
+                }))
+            }
+            Ok((Ok(Checked::Gone(error)), _)) => self.deleted(target, tag, record, manifest, error).await,
+            Ok((Err(error), _)) => self.stale(target, &record, manifest, outcome, error),
+            Err(_elapsed) => {
+                let error = MirrorError::new(
+                    MirrorErrorKind::Timeout,
+                    format!("{} did not answer within {} s", target.repository.registry, CHECK_PATIENCE.as_secs()),
+                );
+                self.stale(target, &record, manifest, outcome, error)
+            }
+        }
+    }
+
+    /// A tag that is not held, or whose manifest is not.
+    async fn cold_tag(&self, target: &Target, tag: &Tag) -> Result<ManifestAnswer, MirrorError> {
+        if self.0.settings.offline {
+            return Err(MirrorError::offline(&format!("{}:{tag}", target.repository)));
+        }
+        let wanted = Wanted::Manifest(Reference::Tag(tag.clone()));
+        if let Some(error) = self.known_missing(target, wanted.clone()) {
+            return Err(error);
+        }
+        let (checked, joined) = self.check_tag(target, tag, None).await;
+        match checked {
+            Ok(Checked::Current { manifest, .. }) => {
+                Ok(manifest.answer(if joined { Outcome::Collapsed } else { Outcome::Miss }))
+            }
+            Ok(Checked::Gone(error)) | Err(error) => {
+                self.remember_missing(target, wanted, &error);
+                Err(error)
+            }
+        }
+    }
+
+    /// Asks upstream what a tag means, once however many ask. Goes on when nobody waits any longer.
+    async fn check_tag(
+        &self,
+        target: &Target,
+        tag: &Tag,
+        held: Option<Digest>,
+    ) -> (Result<Checked, MirrorError>, bool) {
+        let key = (target.repository.clone(), tag.clone());
+        let work = {
+            let (mirror, target, key) = (self.clone(), target.clone(), key.clone());
+            async move {
+                let checked = mirror.check_tag_now(&target, &key.1, held).await;
+                match &checked {
+                    Ok(_) => mirror.0.failed_checks.invalidate(&key),
+                    Err(error) if held.is_some() => mirror.0.failed_checks.insert(key, error.clone()),
+                    Err(_) => {}
+                }
+                checked
+            }
+        };
+        self.0.tags.run("tag check", key, work).await
+    }
+
+    /// A HEAD, which is free where pulls are counted, and a GET *by digest* only when the tag moved.
+    async fn check_tag_now(&self, target: &Target, tag: &Tag, held: Option<Digest>) -> Result<Checked, MirrorError> {
+        let (client, repository) = (&target.upstream.client, &target.repository);
+        let reference = Reference::Tag(tag.clone());
+        let manifest = match client.head_manifest(repository, &reference, Access::Configured).await {
+            Ok(head) => match head.digest {
+                Some(digest) => self.manifest_for_tag(target, &digest).await?,
+                None => self.get_by_tag(target, &reference).await?,
+            },
+            Err(error) if head_not_supported(&error) => self.get_by_tag(target, &reference).await?,
+            // A HEAD has no body that could tell a registry's "not found" from a stray one. It matters when a tag that
+            // is held would be forgotten.
+            Err(UpstreamError { kind: UpstreamErrorKind::NotFound { .. }, .. }) if held.is_some() => {
+                match client.get_manifest(repository, &reference, Access::Configured).await {
+                    Ok(body) => {
+                        let digest = Digest::sha256(&body.bytes);
+                        self.keep_manifest(target, digest, body.bytes, body.media_type.as_deref()).await?
+                    }
+                    Err(error) if matches!(error.kind, UpstreamErrorKind::NotFound { oci_body: true }) => {
+                        return Ok(Checked::Gone(error.into()));
+                    }
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            Err(error) => return Err(error.into()),
+        };
+        self.record_tag(target, tag, &manifest, held).await;
+        Ok(Checked::Current { unchanged: held == Some(manifest.digest), manifest })
+    }
+
+    async fn manifest_for_tag(&self, target: &Target, digest: &Digest) -> Result<HeldManifest, MirrorError> {
+        match self.held_manifest(target, digest).await {
+            Some(held) => Ok(held),
+            None => self.fetch_manifest(target, digest).await.0,
+        }
+    }
+
+    async fn get_by_tag(&self, target: &Target, reference: &Reference) -> Result<HeldManifest, MirrorError> {
+        let body =
+            target.upstream.client.get_manifest(&target.repository, reference, Access::Configured).await?;
+        // The header, where there is one, names the algorithm that this registry uses; the bytes decide.
+        let digest = body.digest.unwrap_or_else(|| Digest::sha256(&body.bytes));
+        self.keep_manifest(target, digest, body.bytes, body.media_type.as_deref()).await
+    }
+
+    async fn record_tag(&self, target: &Target, tag: &Tag, manifest: &HeldManifest, held: Option<Digest>) {
+        let now = Timestamp::now();
+        let before = if held == Some(manifest.digest) { self.tag_record(target, tag).await } else { None };
+        let record = TagRecord {
+            digest: manifest.digest,
+            media_type: manifest.media_type.to_string(),
+            fetched: before.map_or(now, |record| record.fetched),
+            checked: now,
+            gone: None,
+        };
+        if let Err(error) = self.0.store.put_tag(&target.repository, tag, record).await {
+            tracing::warn!(%error, repository = %target.repository, %tag, "could not record a tag: {error}");
+        }
+    }
+
+    /// A tag whose check failed: stale beats error, where it's allowed (law 7).
+    fn stale(
+        &self,
+        target: &Target,
+        record: &TagRecord,
+        manifest: HeldManifest,
+        outcome: Outcome,
+        failure: MirrorError,
+    ) -> Result<ManifestAnswer, MirrorError> {
+        if !stale_allowed(target.upstream.policy.stale_if_error, record.checked) {
+            return Err(failure);
+        }
+        let age = record.checked.age().unwrap_or_default();
+        let labels = UpstreamLabels { upstream: target.upstream.policy.label.to_string() };
+        self.0.metrics.stale_served.get_or_create(&labels).inc();
+        self.0.metrics.stale_age_seconds.get_or_create(&labels).set(age.as_secs_f64());
+        let warning = format!("served stale, last confirmed {} s ago: {failure}", age.as_secs());
+        Ok(ManifestAnswer { warning: Some(warning), ..manifest.answer(outcome) })
+    }
+
+    /// A tag that upstream has deleted: kept for a while with a warning, so that what runs can be pulled again.
+    async fn deleted(
+        &self,
+        target: &Target,
+        tag: &Tag,
+        record: TagRecord,
+        manifest: HeldManifest,
+        error: MirrorError,
+    ) -> Result<ManifestAnswer, MirrorError> {
+        let gone = record.gone.unwrap_or_else(Timestamp::now);
+        let forget = gone.age().is_some_and(|age| age > DELETED_TAGS_KEPT);
+        let record = TagRecord { gone: Some(gone), checked: Timestamp::now(), ..record };
+        let written = if forget {
+            self.0.store.forget_tag(&target.repository, tag).await
+        } else {
+            self.0.store.put_tag(&target.repository, tag, record.clone()).await
+        };
+        if let Err(error) = written {
+            tracing::warn!(%error, repository = %target.repository, %tag, "could not record a deleted tag: {error}");
+        }
+        if forget { Err(error) } else { Ok(deleted_or(record, manifest, Outcome::Revalidated)) }
+    }
+}
+
+/// Some registries answer HEAD with an error where GET works.
+fn head_not_supported(error: &UpstreamError) -> bool {
+    matches!(error.kind, UpstreamErrorKind::Status(400 | 405 | 501) | UpstreamErrorKind::Refused { .. })
+}
+
+/// The answer for a held tag, with a warning if upstream no longer has it.
+fn deleted_or(record: TagRecord, manifest: HeldManifest, outcome: Outcome) -> ManifestAnswer {
+    let warning = record.gone.map(|gone| {
+        let days = gone.age().unwrap_or_default().as_secs() / 86400;
+        format!("upstream deleted this tag {days} days ago; this mirror forgets it 30 days after that")
+    });
+    ManifestAnswer { warning, ..manifest.answer(outcome) }
+}

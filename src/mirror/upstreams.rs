@@ -1,0 +1,129 @@
+//! The configured upstreams: their clients, their policies, and the names that lead to them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::config::{StaleIfError, TagGlobs};
+use crate::oci::{RegistryName, Repository};
+use crate::upstream::Upstream;
+
+use super::error::{MirrorError, MirrorErrorKind};
+use super::resolve::{Names, Resolved, repository_name};
+
+/// How an upstream's content is treated.
+#[derive(Clone, Debug)]
+pub struct Policy {
+    /// The configured name or pattern, for logs and metrics.
+    pub label: Arc<str>,
+    /// How long a tag is served without asking upstream.
+    pub tag_ttl: Duration,
+    /// How long it's served after that while upstream fails.
+    pub stale_if_error: StaleIfError,
+    /// Tags that never move.
+    pub immutable_tags: TagGlobs,
+    /// Whether what only our credential opens is served to those who have none.
+    pub share_private: bool,
+}
+
+/// One upstream, ready to be asked.
+#[derive(Clone, Debug)]
+pub struct Mirrored {
+    /// What to do with its content.
+    pub policy: Arc<Policy>,
+    /// The way to talk to it.
+    pub client: Arc<Upstream>,
+}
+
+/// Where a request leads: an upstream, and the repository there.
+#[derive(Clone, Debug)]
+pub struct Target {
+    /// The upstream.
+    pub upstream: Mirrored,
+    /// The repository, by its canonical name.
+    pub repository: Repository,
+}
+
+/// Makes the client of a name that matches a pattern.
+pub type ClientFactory = Box<dyn Fn(&RegistryName) -> Arc<Upstream> + Send + Sync>;
+
+/// All upstreams.
+#[derive(Debug)]
+pub struct Upstreams {
+    names: Names,
+    entries: Vec<Entry>,
+    by_pattern: moka::sync::Cache<RegistryName, Arc<Upstream>>,
+}
+
+/// How an upstream gets its client.
+pub enum Source {
+    /// There is one client.
+    One(Arc<Upstream>),
+    /// Each name that matches the pattern has its own.
+    Pattern(ClientFactory),
+}
+
+#[derive(Debug)]
+struct Entry {
+    policy: Arc<Policy>,
+    source: Source,
+}
+
+/// How many registries matched by patterns have a client at a time.
+const PATTERN_CLIENTS_MAX: u64 = 256;
+
+// === impl Upstreams ===
+
+impl Upstreams {
+    /// Upstreams in the order in which `names` numbers them.
+    pub fn new(names: Names, entries: Vec<(Policy, Source)>) -> Self {
+        Self {
+            names,
+            entries: entries
+                .into_iter()
+                .map(|(policy, source)| Entry { policy: Arc::new(policy), source })
+                .collect(),
+            by_pattern: moka::sync::Cache::new(PATTERN_CLIENTS_MAX),
+        }
+    }
+
+    /// Whether any upstream is opened with a credential.
+    pub fn any_credentials(&self) -> bool {
+        self.entries.iter().any(|entry| matches!(&entry.source, Source::One(client) if client.has_credentials()))
+    }
+
+    /// The canonical name of the registry that a name or alias means, if it is configured.
+    pub fn registry_called(&self, name: &str) -> Option<RegistryName> {
+        self.names.registry_called(name)
+    }
+
+    /// Finds what a request means; see [`Names::resolve`].
+    pub fn resolve(
+        &self,
+        prefix: Option<&str>,
+        name: &str,
+        namespace: Option<&str>,
+        host: Option<&str>,
+    ) -> Result<Target, MirrorError> {
+        let resolved = self.names.resolve(prefix, name, namespace, host)?;
+        let name = repository_name(&resolved).map_err(|error| {
+            MirrorError::new(MirrorErrorKind::InvalidName, format!("{error} (in {})", resolved.registry))
+        })?;
+        let Resolved { upstream, registry, .. } = resolved;
+        let entry = self.entries.get(upstream).ok_or_else(|| MirrorError::died("configuration"))?;
+        let client = match &entry.source {
+            Source::One(client) => Arc::clone(client),
+            Source::Pattern(factory) => self.by_pattern.get_with_by_ref(&registry, || factory(&registry)),
+        };
+        let upstream = Mirrored { policy: Arc::clone(&entry.policy), client };
+        Ok(Target { upstream, repository: Repository { registry, name } })
+    }
+}
+
+impl std::fmt::Debug for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::One(client) => f.debug_tuple("One").field(client).finish(),
+            Self::Pattern(_) => f.write_str("Pattern"),
+        }
+    }
+}

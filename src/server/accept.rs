@@ -1,0 +1,277 @@
+//! The accept loop: limits on connections, patience when descriptors run out, and the drain at the end.
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::response::{IntoResponse, Response};
+use http::{HeaderValue, StatusCode, header};
+use rustix::io::Errno;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::connection::{self, ConnectionInfo, ConnectionLimits};
+use super::error::ErrorResponse;
+use super::stream::Clocks;
+use crate::metrics::Metrics;
+use crate::oci::error::ErrorCode;
+use crate::shutdown::Shutdown;
+use crate::tasks;
+
+/// What a listener admits.
+///
+/// A connection beyond `connections_max` gets its first request answered with 503 and `Retry-After`, and is closed:
+/// clients then go to their next host at once, where a connection left in the backlog would cost them 30 s or more.
+/// Of those, there are `refusals_max` at a time; a connection beyond that is closed unheard.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// How many connections are served at a time.
+    pub connections_max: usize,
+    /// How many connections are being told 503 at a time.
+    pub refusals_max: usize,
+    /// How long to wait when accept fails for want of descriptors or memory.
+    pub accept_pause: Duration,
+    /// What each connection may use.
+    pub connection: ConnectionLimits,
+}
+
+/// What the end of a listener cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Drained {
+    /// Connections that were still busy when the grace period ended.
+    pub connections_cut: usize,
+}
+
+/// How soon a client that was refused may come back.
+const REFUSED_RETRY_AFTER: Duration = Duration::from_secs(5);
+
+/// Between log lines about failing accepts.
+const COMPLAINT_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Where connections come from: a listener, or a test's script.
+trait Incoming {
+    type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+    fn accept(&self) -> impl Future<Output = io::Result<(Self::Stream, ConnectionInfo)>> + Send;
+}
+
+/// Everything that the connections of one listener share.
+struct Acceptor {
+    app: Router,
+    refusal: Router,
+    limits: Limits,
+    metrics: Arc<Metrics>,
+    draining: CancellationToken,
+    /// Cancelled when the grace period ends.
+    cut: CancellationToken,
+    places: Arc<Semaphore>,
+    refusal_places: Arc<Semaphore>,
+    tracker: TaskTracker,
+}
+
+/// Counts a connection as long as it lives.
+struct Counted {
+    metrics: Arc<Metrics>,
+    _place: OwnedSemaphorePermit,
+}
+
+/// Serves `app` on `listener` until shutdown: then nothing more is accepted, idle connections are closed, busy ones
+/// finish their response, and what is left when the grace period ends is cut.
+pub async fn serve(
+    listener: TcpListener,
+    app: Router,
+    limits: Limits,
+    metrics: Arc<Metrics>,
+    shutdown: Shutdown,
+) -> Drained {
+    serve_incoming(listener, app, limits, metrics, shutdown).await
+}
+
+async fn serve_incoming(
+    incoming: impl Incoming,
+    app: Router,
+    limits: Limits,
+    metrics: Arc<Metrics>,
+    shutdown: Shutdown,
+) -> Drained {
+    let acceptor = Acceptor {
+        app,
+        refusal: Router::new().fallback(refuse),
+        limits,
+        metrics,
+        draining: shutdown.draining_token(),
+        cut: CancellationToken::new(),
+        places: Arc::new(Semaphore::new(limits.connections_max)),
+        refusal_places: Arc::new(Semaphore::new(limits.refusals_max)),
+        tracker: TaskTracker::new(),
+    };
+    tokio::select! {
+        () = shutdown.draining() => {}
+        () = acceptor.accept_all(&incoming) => {}
+    }
+    // New clients are refused by the kernel from here on, and try their next host.
+    drop(incoming);
+    acceptor.drain(&shutdown).await
+}
+
+async fn refuse() -> Response {
+    let message = "this mirror serves as many connections as it is allowed to; try again later or use another host";
+    let mut response = ErrorResponse::new(StatusCode::SERVICE_UNAVAILABLE, ErrorCode::TooManyRequests, message)
+        .retry_after(REFUSED_RETRY_AFTER)
+        .into_response();
+    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    response
+}
+
+/// Whether an accept failed for the one connection that it was about, so that the next may be tried at once. Linux
+/// reports errors that a new connection has already met in accept.
+fn concerns_one_connection(error: &io::Error) -> bool {
+    matches!(
+        Errno::from_io_error(error),
+        Some(
+            Errno::CONNABORTED
+                | Errno::CONNRESET
+                | Errno::INTR
+                | Errno::PERM
+                | Errno::PROTO
+                | Errno::NETDOWN
+                | Errno::NOPROTOOPT
+                | Errno::HOSTDOWN
+                | Errno::HOSTUNREACH
+                | Errno::NETUNREACH
+                | Errno::OPNOTSUPP
+        )
+    )
+}
+
+// === impl Limits ===
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections_max: 16_384,
+            refusals_max: 512,
+            accept_pause: Duration::from_millis(75),
+            connection: ConnectionLimits {
+                clocks: Clocks {
+                    first_byte: Duration::from_secs(30),
+                    head: Duration::from_secs(30),
+                    idle: Duration::from_secs(90),
+                    stall: Duration::from_secs(600),
+                },
+                head_bytes_max: 128 << 10,
+                linger: Duration::from_secs(5),
+                linger_bytes_max: 1 << 20,
+            },
+        }
+    }
+}
+
+// === impl Acceptor ===
+
+impl Acceptor {
+    /// Never returns.
+    async fn accept_all(&self, incoming: &impl Incoming) {
+        let mut complained: Option<Instant> = None;
+        loop {
+            match incoming.accept().await {
+                Ok((stream, info)) => self.admit(stream, info),
+                Err(error) if concerns_one_connection(&error) => {
+                    tracing::debug!(%error, "a connection broke before it was accepted");
+                }
+                Err(error) => {
+                    // EMFILE, ENFILE, ENOMEM and the like leave the connection in the backlog, so that asking again
+                    // at once would spin.
+                    self.metrics.connections_shed.inc();
+                    if complained.is_none_or(|at| at.elapsed() >= COMPLAINT_INTERVAL) {
+                        complained = Some(Instant::now());
+                        tracing::warn!(
+                            %error,
+                            "cannot accept connections; if descriptors ran out, raise the limit of open files"
+                        );
+                    }
+                    tokio::time::sleep(self.limits.accept_pause).await;
+                }
+            }
+        }
+    }
+
+    fn admit<T>(&self, stream: T, info: ConnectionInfo)
+    where
+        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let mut limits = self.limits.connection;
+        let (place, app) = if let Ok(place) = self.places.clone().try_acquire_owned() {
+            (place, self.app.clone())
+        } else {
+            self.metrics.connections_shed.inc();
+            let Ok(place) = self.refusal_places.clone().try_acquire_owned() else {
+                return;
+            };
+            limits.clocks.first_byte = limits.clocks.first_byte.min(REFUSED_RETRY_AFTER);
+            limits.clocks.head = limits.clocks.head.min(REFUSED_RETRY_AFTER);
+            (place, self.refusal.clone())
+        };
+        let counted = Counted::new(self.metrics.clone(), place);
+        let (draining, cut) = (self.draining.clone(), self.cut.clone());
+        let task = async move {
+            let _counted = counted;
+            tokio::select! {
+                end = connection::serve(stream, info, app, limits, draining) => {
+                    tracing::debug!(client = %info.peer, ?end, "connection ended");
+                }
+                () = cut.cancelled() => tracing::debug!(client = %info.peer, "connection cut at shutdown"),
+            }
+        };
+        tasks::spawn("connection", self.tracker.track_future(task));
+    }
+
+    async fn drain(&self, shutdown: &Shutdown) -> Drained {
+        self.tracker.close();
+        let connections_cut = tokio::select! {
+            () = self.tracker.wait() => 0,
+            () = shutdown.expired() => self.tracker.len(),
+        };
+        self.cut.cancel();
+        self.tracker.wait().await;
+        Drained { connections_cut }
+    }
+}
+
+// === impl Counted ===
+
+impl Counted {
+    fn new(metrics: Arc<Metrics>, place: OwnedSemaphorePermit) -> Self {
+        metrics.connections.inc();
+        Self { metrics, _place: place }
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.metrics.connections.dec();
+    }
+}
+
+// === impl TcpListener ===
+
+impl Incoming for TcpListener {
+    type Stream = TcpStream;
+
+    async fn accept(&self) -> io::Result<(TcpStream, ConnectionInfo)> {
+        let (stream, peer): (TcpStream, SocketAddr) = TcpListener::accept(self).await?;
+        // The client may have left already; then the first read says so.
+        let _ = stream.set_nodelay(true);
+        let local = stream.local_addr().unwrap_or(peer);
+        Ok((stream, ConnectionInfo { peer, local }))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,29 @@
+//! Answers with blobs: whole or one range, the same from a file, a fill, or an upstream passed through (law 5).
+
+use crate::oci::Digest;
+
+use super::body;
+use super::range::{Wanted, content_head};
+use super::router::{Answer, Ask};
+
+/// Blobs have no type of their own here; what they are is said by the manifest that names them.
+const CONTENT_TYPE: &str = "application/octet-stream";
+
+/// GET or HEAD of a blob. A HEAD gets the whole blob's length whatever range it names (RFC 9110 defines none for it).
+pub(super) async fn answer(ask: &Ask<'_>, digest: &Digest) -> Answer {
+    if ask.head {
+        let (size_bytes, outcome) = ask.mirror.blob_size(ask.target, digest).await?;
+        return Ok((content_head(digest, CONTENT_TYPE, Some(size_bytes), None), outcome));
+    }
+    let wanted = Wanted::of(ask.headers, digest)?;
+    let blob = ask.mirror.blob(ask.target, digest, wanted != Wanted::Whole).await?;
+    let range = match blob.size_bytes {
+        Some(size_bytes) => wanted.resolve(size_bytes)?,
+        None => None,
+    };
+    let mut response = content_head(digest, CONTENT_TYPE, blob.size_bytes, range);
+    let length = range.map(|range| range.len()).or(blob.size_bytes);
+    let (pieces, outcome) = blob.pieces(range);
+    *response.body_mut() = body::stream(pieces, length, ask.abort.clone(), |_| {});
+    Ok((response, outcome))
+}

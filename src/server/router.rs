@@ -1,0 +1,222 @@
+//! From a request to its handler: the URL is parsed once, the upstream found, and every answer gets its last headers.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::response::{IntoResponse, Response};
+use http::header::{ALLOW, CONTENT_LENGTH, CONTENT_TYPE, HOST};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use tokio::time::timeout;
+
+use crate::metrics::Metrics;
+use crate::mirror::{Mirror, Outcome, Target};
+use crate::oci::error::ErrorCode;
+use crate::oci::route::{self, Endpoint, Route};
+
+use super::access_log::{self, Logged};
+use super::error::ErrorResponse;
+use super::stream::AbortHandle;
+use super::{blobs, lists, manifests};
+
+/// What handlers need.
+#[derive(Clone, Debug)]
+pub struct Edge {
+    /// Decides what is answered.
+    pub mirror: Mirror,
+    /// How long a client waits for headers before it's told to come back; the work it asked for goes on.
+    pub client_header_timeout: Duration,
+}
+
+/// One request for something in an upstream's repository.
+#[derive(Debug)]
+pub(super) struct Ask<'a> {
+    pub(super) mirror: &'a Mirror,
+    pub(super) target: &'a Target,
+    pub(super) route: &'a Route,
+    pub(super) headers: &'a HeaderMap,
+    /// Headers only.
+    pub(super) head: bool,
+    pub(super) abort: AbortHandle,
+}
+
+/// An answer, and what became of the request.
+pub(super) type Answer = Result<(Response, Outcome), ErrorResponse>;
+
+pub(super) const DIGEST_HEADER: HeaderName = HeaderName::from_static("docker-content-digest");
+const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
+const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
+const NAMESPACE: HeaderName = HeaderName::from_static("oci-namespace");
+
+/// The service of the registry listener.
+pub fn router(edge: Edge, metrics: Arc<Metrics>) -> Router {
+    let record = axum::middleware::from_fn_with_state(metrics, access_log::record);
+    Router::new().fallback(handle).with_state(edge).layer(record)
+}
+
+async fn handle(State(edge): State<Edge>, request: Request) -> Response {
+    let mut logged = Logged::default();
+    let head = request.method() == Method::HEAD;
+    let mut response = match answer(&edge, &request, &mut logged).await {
+        Ok((mut response, outcome)) => {
+            logged.outcome = outcome.label();
+            insert(response.headers_mut(), CACHE_STATUS, &outcome.to_string());
+            response
+        }
+        Err(error) => {
+            let outcome = error.outcome();
+            logged.outcome = outcome.label();
+            logged.error = Some(error.message.clone());
+            let mut response = error.into_response();
+            insert(response.headers_mut(), CACHE_STATUS, &outcome.to_string());
+            response
+        }
+    };
+    response.headers_mut().insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
+    if head {
+        // A HEAD has no body, but its headers are those of the GET.
+        *response.body_mut() = Body::empty();
+    }
+    response.extensions_mut().insert(logged);
+    response
+}
+
+async fn answer(edge: &Edge, request: &Request, logged: &mut Logged) -> Answer {
+    let uri = request.uri();
+    let route = route::parse(uri.path(), uri.query())?;
+    logged.kind = kind(&route.endpoint);
+    if let Some(refused) = refuse_method(request.method(), &route) {
+        return refused;
+    }
+    if let Endpoint::Ping = route.endpoint {
+        // Never asks upstream: clients take a mirror whose ping fails for a dead one.
+        return match &route.prefix {
+            Some(prefix) if edge.mirror.registry_called(prefix).is_none() => {
+                Err(ErrorResponse::new(StatusCode::NOT_FOUND, ErrorCode::NameUnknown, format!("no upstream is called {prefix:?}")))
+            }
+            _ => Ok((json(StatusCode::OK, "{}".to_owned()), Outcome::Local)),
+        };
+    }
+    let host = request.headers().get(HOST).and_then(|host| host.to_str().ok());
+    let target = edge.mirror.resolve(route.prefix.as_deref(), &route.name, route.namespace.as_deref(), host)?;
+    logged.upstream = target.upstream.policy.label.to_string();
+    logged.repository = target.repository.to_string();
+    let ask = Ask {
+        mirror: &edge.mirror,
+        target: &target,
+        route: &route,
+        headers: request.headers(),
+        head: request.method() == Method::HEAD,
+        abort: request.extensions().get::<AbortHandle>().cloned().unwrap_or_else(AbortHandle::unattached),
+    };
+    let answered = timeout(edge.client_header_timeout, dispatch(&ask, logged)).await;
+    let (mut response, outcome) = answered.unwrap_or_else(|_elapsed| {
+        Err(ErrorResponse::new(
+            StatusCode::GATEWAY_TIMEOUT,
+            ErrorCode::Unavailable,
+            format!(
+                "{} has not answered for {} within {} s; the mirror goes on waiting for it, so try again",
+                target.repository.registry,
+                target.repository,
+                edge.client_header_timeout.as_secs()
+            ),
+        ))
+    })?;
+    // Echoed only where it was heeded: a path that names another registry wins over it.
+    if let Some(namespace) = &route.namespace
+        && edge.mirror.registry_called(namespace).as_ref() == Some(&target.repository.registry)
+    {
+        insert(response.headers_mut(), NAMESPACE, namespace);
+    }
+    Ok((response, outcome))
+}
+
+async fn dispatch(ask: &Ask<'_>, logged: &mut Logged) -> Answer {
+    match &ask.route.endpoint {
+        Endpoint::Manifest(reference) => {
+            logged.reference = reference.to_string();
+            manifests::answer(ask, reference).await
+        }
+        Endpoint::Blob(digest) => {
+            logged.reference = digest.to_string();
+            blobs::answer(ask, digest).await
+        }
+        Endpoint::Tags { limit, last } => lists::tags(ask, *limit, last.as_deref()).await,
+        Endpoint::Referrers { subject, artifact_types } => {
+            logged.reference = subject.to_string();
+            lists::referrers(ask, subject, artifact_types).await
+        }
+        // Answered before an upstream was looked for.
+        Endpoint::Ping | Endpoint::Upload | Endpoint::Catalog => Err(unsupported(StatusCode::NOT_FOUND)),
+    }
+}
+
+/// What a mirror does not do. Writes are 405 and not 400 or 404, which clients take for a success or a missing name.
+fn refuse_method(method: &Method, route: &Route) -> Option<Answer> {
+    let reads = matches!(*method, Method::GET | Method::HEAD);
+    match route.endpoint {
+        Endpoint::Catalog if reads => Some(Err(unsupported(StatusCode::NOT_FOUND))),
+        Endpoint::Upload => Some(not_allowed()),
+        _ if !reads => Some(not_allowed()),
+        _ => None,
+    }
+}
+
+fn not_allowed() -> Answer {
+    let mut response = unsupported(StatusCode::METHOD_NOT_ALLOWED).into_response();
+    response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+    Ok((response, Outcome::Refused))
+}
+
+fn unsupported(status: StatusCode) -> ErrorResponse {
+    ErrorResponse::new(status, ErrorCode::Unsupported, "this is a read-only mirror: it serves manifests, blobs, tags and referrers of its upstreams")
+}
+
+fn kind(endpoint: &Endpoint) -> &'static str {
+    match endpoint {
+        Endpoint::Ping => "ping",
+        Endpoint::Manifest(_) => "manifest",
+        Endpoint::Blob(_) => "blob",
+        Endpoint::Tags { .. } => "tags",
+        Endpoint::Referrers { .. } => "referrers",
+        Endpoint::Upload => "write",
+        Endpoint::Catalog => "other",
+    }
+}
+
+/// A JSON answer.
+pub(super) fn json(status: StatusCode, body: String) -> Response {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
+    *response.body_mut() = Body::from(body);
+    response
+}
+
+/// Sets a header whose value may hold bytes that are not legal there: it's left out then.
+pub(super) fn insert(headers: &mut HeaderMap, name: HeaderName, value: &str) {
+    if let Ok(value) = HeaderValue::from_str(value) {
+        headers.insert(name, value);
+    }
+}
+
+/// Sets a `Warning` header (RFC 7234; the distribution specification wants code 299 and agent `-`).
+pub(super) fn insert_warning(headers: &mut HeaderMap, warning: Option<&str>) {
+    /// The specification allows 4096 bytes in all.
+    const CHARS_MAX: usize = 1000;
+    if let Some(warning) = warning {
+        let text: String = warning
+            .chars()
+            .take(CHARS_MAX)
+            .map(|c| match c {
+                '"' | '\\' => '\'',
+                ' '..='~' => c,
+                _ => ' ',
+            })
+            .collect();
+        insert(headers, http::header::WARNING, &format!("299 - \"{text}\""));
+    }
+}

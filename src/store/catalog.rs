@@ -1,0 +1,209 @@
+//! What the records say, in memory: which manifests and tags each repository has, and what each manifest lists.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+
+use super::ledger::Charge;
+use super::order::Parent;
+use crate::clock::Timestamp;
+use crate::oci::{Digest, Repository, Tag};
+
+/// The records of a store, without their content. It is filled in the background after boot, repository by repository;
+/// it may only be changed by who holds the repository's lock, together with the files.
+#[derive(Debug, Default)]
+pub(super) struct Catalog {
+    manifests: HashMap<Digest, Listed>,
+    repositories: HashMap<Repository, Folder>,
+    /// How many bytes the lists of all repositories take.
+    list_bytes: u64,
+}
+
+/// A manifest that is recorded in at least one repository.
+#[derive(Debug)]
+struct Listed {
+    children: Arc<[Digest]>,
+    repositories: HashSet<Repository>,
+}
+
+/// The records of one repository.
+#[derive(Debug, Default)]
+struct Folder {
+    /// Whether what was on disk at boot is in.
+    loaded: bool,
+    manifests: HashMap<Digest, Recorded>,
+    tags: BTreeMap<Tag, (Digest, Charge)>,
+    lists: HashMap<String, HeldList>,
+}
+
+/// What a repository has of one manifest.
+#[derive(Debug, Default)]
+struct Recorded {
+    /// When it was fetched; `None` if there are only tags for it.
+    record: Option<(Timestamp, Charge)>,
+    tags: BTreeSet<Tag>,
+}
+
+/// The file of a held list.
+#[derive(Debug)]
+pub(super) struct HeldList {
+    pub(super) bytes: u64,
+    /// When it was written.
+    pub(super) written: Timestamp,
+    pub(super) charge: Charge,
+}
+
+// === impl Catalog ===
+
+impl Catalog {
+    /// Whether a repository is complete.
+    pub(super) fn is_loaded(&self, repository: &Repository) -> bool {
+        self.repositories.get(repository).is_some_and(|folder| folder.loaded)
+    }
+
+    /// Notes that a repository is complete. One without any record isn't kept: anybody can ask for any name.
+    pub(super) fn set_loaded(&mut self, repository: &Repository) {
+        if let Some(folder) = self.repositories.get_mut(repository) {
+            folder.loaded = true;
+        }
+    }
+
+    pub(super) fn add_manifest(
+        &mut self,
+        repository: &Repository,
+        digest: Digest,
+        fetched: Timestamp,
+        children: Arc<[Digest]>,
+        charge: Charge,
+    ) {
+        let listed = self
+            .manifests
+            .entry(digest)
+            .or_insert_with(|| Listed { children: children.clone(), repositories: HashSet::new() });
+        listed.children = children;
+        listed.repositories.insert(repository.clone());
+        let folder = self.repositories.entry(repository.clone()).or_default();
+        folder.manifests.entry(digest).or_default().record = Some((fetched, charge));
+    }
+
+    pub(super) fn add_tag(&mut self, repository: &Repository, tag: &Tag, digest: Digest, charge: Charge) {
+        drop(self.remove_tag(repository, tag));
+        let folder = self.repositories.entry(repository.clone()).or_default();
+        folder.tags.insert(tag.clone(), (digest, charge));
+        folder.manifests.entry(digest).or_default().tags.insert(tag.clone());
+        let listed = self
+            .manifests
+            .entry(digest)
+            .or_insert_with(|| Listed { children: Arc::default(), repositories: HashSet::new() });
+        listed.repositories.insert(repository.clone());
+    }
+
+    /// Takes a tag out; its charge is given back when the result is dropped.
+    pub(super) fn remove_tag(&mut self, repository: &Repository, tag: &Tag) -> Option<Charge> {
+        let folder = self.repositories.get_mut(repository)?;
+        let (digest, charge) = folder.tags.remove(tag)?;
+        if let Some(recorded) = folder.manifests.get_mut(&digest) {
+            recorded.tags.remove(tag);
+            if recorded.tags.is_empty() && recorded.record.is_none() {
+                folder.manifests.remove(&digest);
+                self.unlist(repository, &digest);
+            }
+        }
+        self.prune(repository);
+        Some(charge)
+    }
+
+    /// Takes a manifest's record out.
+    pub(super) fn remove_record(&mut self, repository: &Repository, digest: &Digest) -> Option<Charge> {
+        let folder = self.repositories.get_mut(repository)?;
+        let recorded = folder.manifests.get_mut(digest)?;
+        let (_, charge) = recorded.record.take()?;
+        if recorded.tags.is_empty() {
+            folder.manifests.remove(digest);
+            self.unlist(repository, digest);
+        }
+        self.prune(repository);
+        Some(charge)
+    }
+
+    fn prune(&mut self, repository: &Repository) {
+        let empty = |folder: &Folder| folder.manifests.is_empty() && folder.tags.is_empty() && folder.lists.is_empty();
+        if self.repositories.get(repository).is_some_and(empty) {
+            self.repositories.remove(repository);
+        }
+    }
+
+    fn unlist(&mut self, repository: &Repository, digest: &Digest) {
+        if let Some(listed) = self.manifests.get_mut(digest) {
+            listed.repositories.remove(repository);
+            if listed.repositories.is_empty() {
+                self.manifests.remove(digest);
+            }
+        }
+    }
+
+    /// The repositories that have a record of a manifest or a tag that points to it.
+    pub(super) fn repositories_of(&self, digest: &Digest) -> Vec<Repository> {
+        self.manifests.get(digest).map(|listed| listed.repositories.iter().cloned().collect()).unwrap_or_default()
+    }
+
+    /// The tags of a repository that point to a manifest.
+    pub(super) fn tags_of(&self, repository: &Repository, digest: &Digest) -> Vec<Tag> {
+        let recorded = self.repositories.get(repository).and_then(|folder| folder.manifests.get(digest));
+        recorded.map(|recorded| recorded.tags.iter().cloned().collect()).unwrap_or_default()
+    }
+
+    /// All tags of a repository, sorted.
+    pub(super) fn tags(&self, repository: &Repository) -> Vec<Tag> {
+        self.repositories.get(repository).map(|folder| folder.tags.keys().cloned().collect()).unwrap_or_default()
+    }
+
+    /// The manifests recorded in a repository that list a digest, newest first, at most `limit` of them.
+    pub(super) fn listing(&self, repository: &Repository, digest: &Digest, limit: usize) -> Vec<Digest> {
+        let Some(folder) = self.repositories.get(repository) else { return Vec::new() };
+        let mut found: Vec<(Timestamp, Digest)> = folder
+            .manifests
+            .iter()
+            .filter_map(|(manifest, recorded)| {
+                let (fetched, _) = recorded.record.as_ref()?;
+                let lists = self.manifests.get(manifest)?.children.contains(digest);
+                lists.then_some((*fetched, *manifest))
+            })
+            .collect();
+        found.sort_unstable_by(|a, b| b.cmp(a));
+        found.into_iter().take(limit).map(|(_, manifest)| manifest).collect()
+    }
+
+    /// Every manifest that lists something, for the order of eviction.
+    pub(super) fn parents(&self) -> Vec<Parent> {
+        let listing = self.manifests.iter().filter(|(_, listed)| !listed.children.is_empty());
+        listing.map(|(digest, listed)| (*digest, listed.children.clone())).collect()
+    }
+
+    pub(super) fn add_list(&mut self, repository: &Repository, file_name: String, list: HeldList) {
+        self.list_bytes += list.bytes;
+        let folder = self.repositories.entry(repository.clone()).or_default();
+        if let Some(replaced) = folder.lists.insert(file_name, list) {
+            self.list_bytes -= replaced.bytes;
+        }
+    }
+
+    pub(super) fn remove_list(&mut self, repository: &Repository, file_name: &str) -> Option<Charge> {
+        let list = self.repositories.get_mut(repository)?.lists.remove(file_name)?;
+        self.list_bytes -= list.bytes;
+        self.prune(repository);
+        Some(list.charge)
+    }
+
+    /// How many bytes all lists take.
+    pub(super) fn list_bytes(&self) -> u64 {
+        self.list_bytes
+    }
+
+    /// The list that was written longest ago.
+    pub(super) fn oldest_list(&self) -> Option<(Repository, String)> {
+        let lists = self.repositories.iter().flat_map(|(repository, folder)| {
+            folder.lists.iter().map(move |(name, list)| (list.written, repository, name))
+        });
+        lists.min().map(|(_, repository, name)| (repository.clone(), name.clone()))
+    }
+}

@@ -1,0 +1,386 @@
+//! The seam to the file system: every call of the store goes through here, is counted when it fails, and can be made to fail.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::fs::{self, File, FileTimes, OpenOptions, Permissions};
+use std::io::{self, IoSlice, Read as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
+
+use bytes::Bytes;
+
+use super::error::StoreError;
+use crate::metrics::Metrics;
+
+/// A kind of file-system operation: the `op` label of `cachalot_store_errors_total`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[expect(missing_docs, reason = "the names are those of the operations")]
+pub enum Op {
+    CreateFolder,
+    ListFolder,
+    SyncFolder,
+    RemoveFolder,
+    Create,
+    Open,
+    Size,
+    Resize,
+    Read,
+    Write,
+    SetMode,
+    SetTime,
+    Sync,
+    Rename,
+    Remove,
+    Free,
+    Lock,
+    /// Not an operation of the file system: a record did not parse.
+    Parse,
+}
+
+/// Failures to order, for tests. Called before each operation; an error takes its place.
+pub trait Faults: Send + Sync {
+    /// `Ok` lets the operation happen.
+    fn before(&self, op: Op, path: &Path) -> io::Result<()>;
+}
+
+/// The file system as the store sees it.
+#[derive(Clone)]
+pub(super) struct Disk {
+    faults: Option<Arc<dyn Faults>>,
+    metrics: Arc<Metrics>,
+}
+
+/// One name in a folder.
+#[derive(Clone, Debug)]
+pub(super) struct Found {
+    pub(super) name: OsString,
+    pub(super) kind: Kind,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    File,
+    Folder,
+    Other,
+}
+
+/// What is known of a file without opening it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct FileFacts {
+    pub(super) size_bytes: u64,
+    /// Microseconds since 1970.
+    pub(super) modified: u64,
+}
+
+/// How full a file system is.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Space {
+    pub(super) total_bytes: u64,
+    /// What an ordinary user may still write.
+    pub(super) free_bytes: u64,
+    /// `None` where the file system makes inodes as it needs them.
+    pub(super) free_inodes: Option<u64>,
+}
+
+/// At most so many buffers go into one `pwritev` (the smallest IOV_MAX among Linux systems).
+const SLICES_MAX: usize = 1024;
+
+// === impl Op ===
+
+impl Op {
+    /// The operation as a verb: in messages and as the metric label.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::CreateFolder => "mkdir",
+            Self::ListFolder => "list",
+            Self::SyncFolder => "fsync_folder",
+            Self::RemoveFolder => "rmdir",
+            Self::Create => "create",
+            Self::Open => "open",
+            Self::Size => "stat",
+            Self::Resize => "truncate",
+            Self::Read => "read",
+            Self::Write => "write",
+            Self::SetMode => "chmod",
+            Self::SetTime => "utime",
+            Self::Sync => "fsync",
+            Self::Rename => "rename",
+            Self::Remove => "unlink",
+            Self::Free => "statvfs",
+            Self::Lock => "lock",
+            Self::Parse => "parse",
+        }
+    }
+}
+
+// === impl Disk ===
+
+impl Disk {
+    pub(super) fn new(faults: Option<Arc<dyn Faults>>, metrics: Arc<Metrics>) -> Self {
+        Self { faults, metrics }
+    }
+
+    /// Runs one operation. A name that is not there is an answer for most callers, so `NotFound` is not counted.
+    fn run<T>(&self, op: Op, path: &Path, operation: impl FnOnce() -> io::Result<T>) -> Result<T, StoreError> {
+        let allowed = self.faults.as_ref().map_or(Ok(()), |faults| faults.before(op, path));
+        allowed.and_then(|()| operation()).map_err(|source| {
+            if source.kind() != io::ErrorKind::NotFound {
+                self.metrics.store_failed(op.as_str());
+            }
+            StoreError::io(op, path, source)
+        })
+    }
+
+    /// Counts a record that could not be understood.
+    pub(super) fn parse_failed(&self) {
+        self.metrics.store_failed(Op::Parse.as_str());
+    }
+
+    /// Makes sure that a folder is there, also after a crash: each new folder's parent is synced.
+    pub(super) fn ensure_folder(&self, path: &Path) -> Result<(), StoreError> {
+        // A parent may be removed, because it is empty, just after it was made sure of.
+        const TRIES: usize = 3;
+        let mut created = self.create_folder(path);
+        for _ in 0..TRIES {
+            match (&created, path.parent()) {
+                (Err(error), Some(parent)) if is_absent(error) => self.ensure_folder(parent)?,
+                _ => break,
+            }
+            created = self.create_folder(path);
+        }
+        match path.parent() {
+            Some(parent) if created? => self.sync_folder(parent),
+            _ => Ok(()),
+        }
+    }
+
+    /// Creates one folder. `false`: it is already there.
+    pub(super) fn create_folder(&self, path: &Path) -> Result<bool, StoreError> {
+        self.run(Op::CreateFolder, path, || match fs::create_dir(path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+            other => other.map(|()| true),
+        })
+    }
+
+    /// What is in a folder; nothing if it isn't there.
+    pub(super) fn list(&self, path: &Path) -> Result<Vec<Found>, StoreError> {
+        let list = self.run(Op::ListFolder, path, || {
+            fs::read_dir(path)?
+                .map(|entry| {
+                    let entry = entry?;
+                    let kind = entry.file_type()?;
+                    let kind = match (kind.is_file(), kind.is_dir()) {
+                        (true, _) => Kind::File,
+                        (_, true) => Kind::Folder,
+                        _ => Kind::Other,
+                    };
+                    Ok(Found { name: entry.file_name(), kind })
+                })
+                .collect::<io::Result<Vec<_>>>()
+        });
+        absent(list).map(Option::unwrap_or_default)
+    }
+
+    pub(super) fn sync_folder(&self, path: &Path) -> Result<(), StoreError> {
+        self.run(Op::SyncFolder, path, || File::open(path)?.sync_all())
+    }
+
+    /// Removes an empty folder. `false`: it isn't empty, or isn't there.
+    pub(super) fn remove_folder(&self, path: &Path) -> Result<bool, StoreError> {
+        self.run(Op::RemoveFolder, path, || match fs::remove_dir(path) {
+            Ok(()) => Ok(true),
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty) => {
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        })
+    }
+
+    /// Removes a folder and all in it, at most `depth` levels of folders below it.
+    pub(super) fn remove_tree(&self, path: &Path, depth: usize) -> Result<(), StoreError> {
+        for found in self.list(path)? {
+            let inner = path.join(&found.name);
+            if found.kind == Kind::Folder {
+                if depth > 0 {
+                    self.remove_tree(&inner, depth - 1)?;
+                }
+            } else {
+                self.remove(&inner)?;
+            }
+        }
+        self.remove_folder(path).map(drop)
+    }
+
+    /// Creates a file that must not be there yet, for reading and writing.
+    pub(super) fn create(&self, path: &Path) -> Result<File, StoreError> {
+        self.run(Op::Create, path, || OpenOptions::new().read(true).write(true).create_new(true).mode(0o644).open(path))
+    }
+
+    /// Opens a file for reading; `None` if it isn't there.
+    pub(super) fn open(&self, path: &Path) -> Result<Option<File>, StoreError> {
+        absent(self.run(Op::Open, path, || File::open(path)))
+    }
+
+    /// Opens the lock file, creating it if need be.
+    pub(super) fn open_lock(&self, path: &Path) -> Result<File, StoreError> {
+        self.run(Op::Open, path, || {
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o644).open(path)
+        })
+    }
+
+    /// Takes the lock on an open file if nobody has it.
+    pub(super) fn try_lock(&self, file: &File, path: &Path) -> Result<bool, StoreError> {
+        self.run(Op::Lock, path, || {
+            match rustix::fs::flock(file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => Ok(true),
+                Err(rustix::io::Errno::WOULDBLOCK) => Ok(false),
+                Err(error) => Err(error.into()),
+            }
+        })
+    }
+
+    pub(super) fn resize(&self, file: &File, path: &Path, size_bytes: u64) -> Result<(), StoreError> {
+        self.run(Op::Resize, path, || file.set_len(size_bytes))
+    }
+
+    pub(super) fn size(&self, file: &File, path: &Path) -> Result<u64, StoreError> {
+        self.run(Op::Size, path, || Ok(file.metadata()?.len()))
+    }
+
+    /// Size and time of a plain file; `None` if it isn't there or is something else.
+    pub(super) fn facts(&self, path: &Path) -> Result<Option<FileFacts>, StoreError> {
+        let facts = self.run(Op::Size, path, || {
+            let found = fs::symlink_metadata(path)?;
+            let micros = u64::try_from(found.mtime()).unwrap_or(0).saturating_mul(1_000_000)
+                + u64::try_from(found.mtime_nsec()).unwrap_or(0) / 1000;
+            Ok(found.is_file().then_some(FileFacts { size_bytes: found.len(), modified: micros }))
+        });
+        absent(facts).map(Option::flatten)
+    }
+
+    /// Reads exactly `len` bytes.
+    pub(super) fn read_at(&self, file: &File, path: &Path, offset: u64, len: usize) -> Result<Bytes, StoreError> {
+        self.run(Op::Read, path, || {
+            let mut buffer = vec![0; len];
+            file.read_exact_at(&mut buffer, offset)?;
+            Ok(buffer.into())
+        })
+    }
+
+    /// Reads a whole file of at most `limit` bytes; `None` if it isn't there.
+    pub(super) fn read(&self, path: &Path, limit: u64) -> Result<Option<Vec<u8>>, StoreError> {
+        let Some(mut file) = self.open(path)? else { return Ok(None) };
+        let mut bytes = Vec::new();
+        self.run(Op::Read, path, || {
+            (&mut file).take(limit + 1).read_to_end(&mut bytes)?;
+            if bytes.len() as u64 > limit { Err(io::ErrorKind::FileTooLarge.into()) } else { Ok(()) }
+        })?;
+        Ok(Some(bytes))
+    }
+
+    /// Writes all of `chunks`, one after the other from `offset` on, in as few calls as possible.
+    pub(super) fn write_at(&self, file: &File, path: &Path, offset: u64, chunks: &[Bytes]) -> Result<(), StoreError> {
+        self.run(Op::Write, path, || {
+            let mut at = offset;
+            for group in chunks.chunks(SLICES_MAX) {
+                let mut slices: Vec<IoSlice<'_>> = group.iter().map(|chunk| IoSlice::new(chunk)).collect();
+                let mut rest = slices.as_mut_slice();
+                // Empty slices in front would make an honest write look like a stuck one.
+                IoSlice::advance_slices(&mut rest, 0);
+                while !rest.is_empty() {
+                    let written = match rustix::io::pwritev(file, rest, at) {
+                        Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                        Ok(written) => written,
+                        Err(rustix::io::Errno::INTR) => continue,
+                        Err(error) => return Err(error.into()),
+                    };
+                    at += written as u64;
+                    IoSlice::advance_slices(&mut rest, written);
+                }
+            }
+            Ok(())
+        })
+    }
+
+    pub(super) fn set_mode(&self, file: &File, path: &Path, mode: u32) -> Result<(), StoreError> {
+        self.run(Op::SetMode, path, || file.set_permissions(Permissions::from_mode(mode)))
+    }
+
+    /// Sets when a file was last read, in microseconds since 1970, as its modification time.
+    pub(super) fn set_time(&self, file: &File, path: &Path, stamp: u64) -> Result<(), StoreError> {
+        self.run(Op::SetTime, path, || file.set_times(times(stamp)))
+    }
+
+    /// The same by path. `false`: there is no such file.
+    pub(super) fn set_time_at(&self, path: &Path, stamp: u64) -> Result<bool, StoreError> {
+        absent(self.run(Op::SetTime, path, || File::open(path)?.set_times(times(stamp)))).map(|set| set.is_some())
+    }
+
+    pub(super) fn sync(&self, file: &File, path: &Path) -> Result<(), StoreError> {
+        self.run(Op::Sync, path, || file.sync_all())
+    }
+
+    pub(super) fn rename(&self, from: &Path, to: &Path) -> Result<(), StoreError> {
+        self.run(Op::Rename, to, || fs::rename(from, to))
+    }
+
+    /// Removes a file. `false`: it wasn't there.
+    pub(super) fn remove(&self, path: &Path) -> Result<bool, StoreError> {
+        absent(self.run(Op::Remove, path, || fs::remove_file(path))).map(|removed| removed.is_some())
+    }
+
+    /// How full the file system of an existing path is.
+    pub(super) fn space(&self, path: &Path) -> Result<Space, StoreError> {
+        self.run(Op::Free, path, || {
+            let found = rustix::fs::statvfs(path)?;
+            Ok(Space {
+                total_bytes: found.f_blocks.saturating_mul(found.f_frsize),
+                free_bytes: found.f_bavail.saturating_mul(found.f_frsize),
+                free_inodes: (found.f_files > 0).then_some(found.f_favail),
+            })
+        })
+    }
+
+    /// The number of the device that a path is on; `None` if it isn't there.
+    pub(super) fn device(&self, path: &Path) -> Result<Option<u64>, StoreError> {
+        absent(self.run(Op::Size, path, || Ok(fs::metadata(path)?.dev())))
+    }
+
+    /// The name of a file system on which this store can't promise what it promises elsewhere.
+    pub(super) fn doubtful_kind(&self, path: &Path) -> Result<Option<&'static str>, StoreError> {
+        self.run(Op::Free, path, || {
+            Ok(match rustix::fs::statfs(path)?.f_type {
+                0x6969 => Some("NFS"),
+                0x6573_5546 => Some("FUSE"),
+                0x794c_7630 => Some("overlayfs"),
+                0x0102_1994 => Some("tmpfs"),
+                _ => None,
+            })
+        })
+    }
+}
+
+impl fmt::Debug for Disk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Disk").field("faults", &self.faults.is_some()).finish_non_exhaustive()
+    }
+}
+
+fn times(stamp: u64) -> FileTimes {
+    FileTimes::new().set_modified(UNIX_EPOCH + Duration::from_micros(stamp))
+}
+
+fn is_absent(error: &StoreError) -> bool {
+    matches!(error, StoreError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound)
+}
+
+/// "It isn't there" as an answer instead of an error.
+fn absent<T>(result: Result<T, StoreError>) -> Result<Option<T>, StoreError> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if is_absent(&error) => Ok(None),
+        Err(error) => Err(error),
+    }
+}

@@ -1,0 +1,82 @@
+//! The threads that do the store's reading and writing, and the count of what they still have to do.
+
+use std::sync::Arc;
+
+use tokio::sync::{OwnedMutexGuard, watch};
+
+use super::fs::Disk;
+use crate::tasks::Pool;
+
+/// The disk, and where calls to it run.
+#[derive(Debug)]
+pub(super) struct Io {
+    pub(super) disk: Disk,
+    pub(super) pool: Pool,
+    deferred: Arc<watch::Sender<usize>>,
+}
+
+/// Work that nobody waits for, but that [`Io::settled`] counts until this is dropped.
+#[derive(Debug)]
+pub(super) struct Deferred(Arc<watch::Sender<usize>>);
+
+/// Locks for keys of which there are too many for one each: equal keys share one.
+#[derive(Debug)]
+pub(super) struct Stripes {
+    locks: Vec<Arc<tokio::sync::Mutex<()>>>,
+    hasher: std::hash::RandomState,
+}
+
+/// How many keys can be locked at once: more than there are threads to do anything with them.
+const STRIPES: usize = 256;
+
+// === impl Io ===
+
+impl Io {
+    pub(super) fn new(disk: Disk, pool: Pool) -> Arc<Self> {
+        Arc::new(Self { disk, pool, deferred: Arc::new(watch::Sender::new(0)) })
+    }
+
+    /// Counts something as still to be done.
+    pub(super) fn defer(&self) -> Deferred {
+        self.deferred.send_modify(|count| *count += 1);
+        Deferred(self.deferred.clone())
+    }
+
+    /// Runs `job` some time, without anybody waiting for it: for destructors.
+    pub(super) fn run_deferred(&self, job: impl FnOnce() + Send + 'static) {
+        let deferred = self.defer();
+        self.pool.run_detached(move || {
+            // Dropped last, also when the job panics.
+            let _deferred = deferred;
+            job();
+        });
+    }
+
+    /// Waits until nothing deferred is left.
+    pub(super) async fn settled(&self) {
+        // The sender lives as long as `self`, so this can't fail.
+        let _ = self.deferred.subscribe().wait_for(|count| *count == 0).await;
+    }
+}
+
+impl Drop for Deferred {
+    fn drop(&mut self) {
+        self.0.send_modify(|count| *count -= 1);
+    }
+}
+
+// === impl Stripes ===
+
+impl Stripes {
+    pub(super) fn new() -> Self {
+        Self { locks: (0..STRIPES).map(|_| Arc::default()).collect(), hasher: std::hash::RandomState::new() }
+    }
+
+    /// The lock of a key. The guard moves into the job that does the work: a caller that goes away frees the lock
+    /// only when the job is done. Nobody may wait for a second stripe while holding one.
+    pub(super) async fn lock<K: std::hash::Hash>(&self, key: &K) -> OwnedMutexGuard<()> {
+        use std::hash::BuildHasher as _;
+        let at = usize::try_from(self.hasher.hash_one(key) % STRIPES as u64).unwrap_or_default();
+        self.locks[at].clone().lock_owned().await
+    }
+}

@@ -1,0 +1,94 @@
+//! One process per data directory: the lock file, and who holds it.
+
+use std::fs::File;
+use std::path::Path;
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+
+use super::error::StoreError;
+use super::io::Io;
+use super::layout::Layout;
+use crate::clock::Timestamp;
+
+/// The lock on a data directory, for as long as it lives.
+#[derive(Debug)]
+pub(super) struct Lock(#[expect(dead_code, reason = "closing the file frees the lock")] File);
+
+/// What the holder writes into the file, for whoever finds it locked.
+#[derive(Debug, Serialize, Deserialize)]
+struct Holder {
+    host: String,
+    pid: u32,
+    started: Timestamp,
+}
+
+/// How often a waiting process looks again. `flock` can't be waited for with a deadline.
+const POLL: Duration = Duration::from_millis(200);
+
+/// No holder writes more than this.
+const HOLDER_BYTES_MAX: u64 = 4096;
+
+// === impl Lock ===
+
+impl Lock {
+    /// Takes the lock, waiting up to `wait` for another process to let go of it (a rolling update overlaps).
+    pub(super) async fn acquire(io: &Io, layout: &Layout, wait: Duration) -> Result<Self, StoreError> {
+        let deadline = Instant::now() + wait;
+        let mut announced = false;
+        loop {
+            let (disk, path) = (io.disk.clone(), layout.lock());
+            let taken = io.pool.run(move || {
+                let file = disk.open_lock(&path)?;
+                if !disk.try_lock(&file, &path)? {
+                    return Ok(Err(disk.read(&path, HOLDER_BYTES_MAX)?.unwrap_or_default()));
+                }
+                let holder = serde_json::to_vec(&Holder::this_process()).unwrap_or_default();
+                disk.resize(&file, &path, 0)?;
+                disk.write_at(&file, &path, 0, &[Bytes::from(holder)])?;
+                Ok::<_, StoreError>(Ok(file))
+            });
+            let holder = match taken.await? {
+                Ok(file) => return Ok(Self(file)),
+                Err(holder) => describe(&holder),
+            };
+            if Instant::now() >= deadline {
+                return Err(StoreError::Locked { path: layout.root().to_owned(), holder });
+            }
+            if !announced {
+                announced = true;
+                announce(layout.root(), &holder, wait);
+            }
+            tokio::time::sleep_until(deadline.min(Instant::now() + POLL)).await;
+        }
+    }
+}
+
+fn announce(root: &Path, holder: &str, wait: Duration) {
+    let wait_seconds = wait.as_secs();
+    tracing::warn!(path = %root.display(), holder, wait_seconds, "the data directory is in use, waiting for its holder to stop");
+}
+
+// === impl Holder ===
+
+impl Holder {
+    fn this_process() -> Self {
+        let system = rustix::system::uname();
+        Self {
+            host: system.nodename().to_string_lossy().into_owned(),
+            pid: std::process::id(),
+            started: Timestamp::now(),
+        }
+    }
+}
+
+fn describe(bytes: &[u8]) -> String {
+    let Ok(holder) = serde_json::from_slice::<Holder>(bytes) else {
+        return "a process that left no name".to_owned();
+    };
+    let Holder { host, pid, started } = holder;
+    let since = started.age().map_or(String::new(), |age| format!(", which took it {} s ago", age.as_secs()));
+    format!("process {pid} on {host}{since}")
+}

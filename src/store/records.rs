@@ -1,0 +1,339 @@
+//! Records: what was learned about tags, manifests and lists, one small JSON file each.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::Store;
+use super::catalog::HeldList;
+use super::error::StoreError;
+use super::layout;
+use super::record_files::{encode, record_charge};
+use crate::clock::Timestamp;
+use crate::oci::manifest::Descriptor;
+use crate::oci::{Digest, Repository, Tag};
+
+/// What a tag pointed to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TagRecord {
+    /// The manifest.
+    pub digest: Digest,
+    /// The manifest's media type, as upstream sent it.
+    pub media_type: String,
+    /// When the tag was first seen to point there.
+    pub fetched: Timestamp,
+    /// When upstream last confirmed it, or was last asked in vain.
+    pub checked: Timestamp,
+}
+
+/// What is known of a manifest in a repository. Its bytes are a blob.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ManifestRecord {
+    /// The media type that it is served with.
+    pub media_type: String,
+    /// How long it is.
+    pub size_bytes: u64,
+    /// When it was fetched.
+    pub fetched: Timestamp,
+    /// The manifest that it refers to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subject: Option<Digest>,
+    /// The type of artifact that it says it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub artifact_type: Option<String>,
+    /// Its annotations, where it has a subject: lists of referrers repeat them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub annotations: BTreeMap<String, String>,
+    /// What it lists: config, layers, manifests.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub descriptors: Vec<Descriptor>,
+    /// Whether it was had without credentials at least once.
+    #[serde(default)]
+    pub public: bool,
+}
+
+/// A list that upstream answered with.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListRecord {
+    /// When it was fetched.
+    pub fetched: Timestamp,
+    /// When upstream last confirmed it, or was last asked in vain.
+    pub checked: Timestamp,
+    /// The answer's media type.
+    pub media_type: String,
+    /// The answer's body.
+    pub body: String,
+    /// Where it goes on, in words of whoever stored it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
+}
+
+/// Which list of a repository.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum ListName {
+    /// Its tags: all of them, or the page that was asked for.
+    Tags {
+        /// At most so many.
+        limit: Option<u64>,
+        /// Those after this one.
+        last: Option<String>,
+    },
+    /// The manifests that refer to one.
+    Referrers(Digest),
+}
+
+/// Records kept in memory, bounded in bytes.
+#[derive(Debug)]
+pub(super) struct RecordCaches {
+    pub(super) tags: moka::sync::Cache<(Repository, Tag), TagRecord>,
+    pub(super) manifests: moka::sync::Cache<(Repository, Digest), Weighed<ManifestRecord>>,
+    pub(super) lists: moka::sync::Cache<(Repository, String), Weighed<ListRecord>>,
+    /// Which manifest of a repository was found to list a digest.
+    links: moka::sync::Cache<(Repository, Digest), Digest>,
+}
+
+type Weighed<T> = (Arc<T>, usize);
+
+/// What a record takes in memory beyond its text.
+const OVERHEAD_BYTES: usize = 400;
+/// Of so many manifests that list a digest, one has a descriptor that will do, or none is looked for.
+const LINKS_TRIED_MAX: usize = 32;
+
+// === impl ListName ===
+
+impl ListName {
+    fn file_name(&self) -> String {
+        match self {
+            Self::Tags { limit: None, last: None } => "tags.json".to_owned(),
+            Self::Tags { limit, last } => {
+                let page = format!("{limit:?} {last:?}");
+                format!("tags-{}.json", Digest::sha256(page.as_bytes()).hex())
+            }
+            Self::Referrers(digest) => format!("referrers-{}.json", layout::dashed(digest)),
+        }
+    }
+}
+
+// === impl RecordCaches ===
+
+impl RecordCaches {
+    pub(super) fn new() -> Self {
+        fn weight(bytes: usize) -> u32 {
+            u32::try_from(bytes + OVERHEAD_BYTES).unwrap_or(u32::MAX)
+        }
+        fn cache<K, V>(bytes: u64, weigh: impl Fn(&V) -> usize + Send + Sync + 'static) -> moka::sync::Cache<K, V>
+        where
+            K: std::hash::Hash + Eq + Send + Sync + 'static,
+            V: Clone + Send + Sync + 'static,
+        {
+            moka::sync::Cache::builder().max_capacity(bytes).weigher(move |_, value| weight(weigh(value))).build()
+        }
+        Self {
+            tags: cache(8 << 20, |tag: &TagRecord| tag.media_type.len()),
+            manifests: cache(32 << 20, |manifest: &Weighed<_>| manifest.1),
+            lists: cache(16 << 20, |list: &Weighed<_>| list.1),
+            links: moka::sync::Cache::new(65_536),
+        }
+    }
+}
+
+// === impl Store: tags ===
+
+impl Store {
+    /// What is recorded of a tag. A record that can't be read counts as absent.
+    pub async fn tag(&self, repository: &Repository, tag: &Tag) -> Result<Option<TagRecord>, StoreError> {
+        let key = (repository.clone(), tag.clone());
+        if let Some(record) = self.shared.records.tags.get(&key) {
+            return Ok(Some(record));
+        }
+        self.shared
+            .with_records(repository, move |shared, _| {
+                let (repository, tag) = &key;
+                let Some((record, _)) = shared.read_record::<TagRecord>(&shared.layout.tag(repository, tag))? else {
+                    drop(shared.catalog.write().remove_tag(repository, tag));
+                    return Ok(None);
+                };
+                shared.records.tags.insert(key, record.clone());
+                Ok(Some(record))
+            })
+            .await
+    }
+
+    /// Records what a tag points to. `false`: it was not kept, because its manifest isn't held or there is no room.
+    pub async fn put_tag(&self, repository: &Repository, tag: &Tag, record: TagRecord) -> Result<bool, StoreError> {
+        let (path, digest) = (self.shared.layout.tag(repository, tag), record.digest);
+        let tag = tag.clone();
+        self.shared
+            .put_held(repository, digest, &record.clone(), path, move |shared, repository, written| match written {
+                Some(charge) => {
+                    shared.catalog.write().add_tag(repository, &tag, digest, charge);
+                    shared.records.tags.insert((repository.clone(), tag), record);
+                }
+                None => shared.drop_tag(repository, &tag),
+            })
+            .await
+    }
+
+    /// Forgets what a tag points to.
+    pub async fn forget_tag(&self, repository: &Repository, tag: &Tag) -> Result<(), StoreError> {
+        let tag = tag.clone();
+        self.shared
+            .with_records(repository, move |shared, repository| {
+                shared.io.disk.remove(&shared.layout.tag(repository, &tag))?;
+                shared.drop_tag(repository, &tag);
+                shared.remove_empty_folders(repository);
+                Ok(())
+            })
+            .await
+    }
+
+    /// The tags that are recorded of a repository, sorted.
+    pub async fn held_tags(&self, repository: &Repository) -> Result<Vec<Tag>, StoreError> {
+        self.shared.ensure_loaded(repository).await?;
+        Ok(self.shared.catalog.read().tags(repository))
+    }
+}
+
+// === impl Store: manifests ===
+
+impl Store {
+    /// What is recorded of a manifest in a repository. A record that can't be read counts as absent.
+    pub async fn manifest(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<Option<Arc<ManifestRecord>>, StoreError> {
+        let key = (repository.clone(), *digest);
+        if let Some((record, _)) = self.shared.records.manifests.get(&key) {
+            return Ok(Some(record));
+        }
+        self.shared
+            .with_records(repository, move |shared, _| {
+                let (repository, digest) = &key;
+                let path = shared.layout.manifest(repository, digest);
+                let Some((record, len)) = shared.read_record::<ManifestRecord>(&path)? else {
+                    drop(shared.catalog.write().remove_record(repository, digest));
+                    return Ok(None);
+                };
+                let record = Arc::new(record);
+                shared.records.manifests.insert(key, (record.clone(), len));
+                Ok(Some(record))
+            })
+            .await
+    }
+
+    /// Records a manifest in a repository. `false`: it was not kept, because the manifest isn't held or there is no room.
+    pub async fn put_manifest(
+        &self,
+        repository: &Repository,
+        digest: Digest,
+        record: ManifestRecord,
+    ) -> Result<bool, StoreError> {
+        let path = self.shared.layout.manifest(repository, &digest);
+        let record = Arc::new(record);
+        let content = record.clone();
+        self.shared
+            .put_held(repository, digest, &*content, path, move |shared, repository, written| match written {
+                Some(charge) => {
+                    let weight = usize::try_from(charge.bytes()).unwrap_or(usize::MAX);
+                    let children = record.descriptors.iter().map(|descriptor| descriptor.digest).collect();
+                    shared.catalog.write().add_manifest(repository, digest, record.fetched, children, charge);
+                    shared.records.manifests.insert((repository.clone(), digest), (record, weight));
+                }
+                None => shared.drop_record(repository, &digest),
+            })
+            .await
+    }
+
+    /// The descriptor of a digest in the newest manifest recorded in a repository that lists it. Descriptors of content
+    /// that the registry need not hold don't count.
+    pub async fn listed(&self, repository: &Repository, digest: &Digest) -> Result<Option<Descriptor>, StoreError> {
+        let key = (repository.clone(), *digest);
+        if let Some(manifest) = self.shared.records.links.get(&key)
+            && let Some(descriptor) = self.descriptor_in(repository, &manifest, digest).await?
+        {
+            return Ok(Some(descriptor));
+        }
+        self.shared.ensure_loaded(repository).await?;
+        let listing = self.shared.catalog.read().listing(repository, digest, LINKS_TRIED_MAX);
+        for manifest in listing {
+            if let Some(descriptor) = self.descriptor_in(repository, &manifest, digest).await? {
+                self.shared.records.links.insert(key, manifest);
+                return Ok(Some(descriptor));
+            }
+        }
+        Ok(None)
+    }
+
+    async fn descriptor_in(
+        &self,
+        repository: &Repository,
+        manifest: &Digest,
+        digest: &Digest,
+    ) -> Result<Option<Descriptor>, StoreError> {
+        let Some(record) = self.manifest(repository, manifest).await? else { return Ok(None) };
+        let mut descriptors = record.descriptors.iter();
+        Ok(descriptors.find(|descriptor| descriptor.digest == *digest && !descriptor.is_foreign()).cloned())
+    }
+}
+
+// === impl Store: lists ===
+
+impl Store {
+    /// A held list.
+    pub async fn list(&self, repository: &Repository, name: &ListName) -> Result<Option<Arc<ListRecord>>, StoreError> {
+        let key = (repository.clone(), name.file_name());
+        if let Some((record, _)) = self.shared.records.lists.get(&key) {
+            return Ok(Some(record));
+        }
+        self.shared
+            .with_records(repository, move |shared, _| {
+                let (repository, file_name) = &key;
+                let path = shared.layout.list(repository, file_name);
+                let Some((record, len)) = shared.read_record::<ListRecord>(&path)? else {
+                    drop(shared.catalog.write().remove_list(repository, file_name));
+                    return Ok(None);
+                };
+                let record = Arc::new(record);
+                shared.records.lists.insert(key, (record.clone(), len));
+                Ok(Some(record))
+            })
+            .await
+    }
+
+    /// Holds a list. All lists together take at most a 64th of the capacity; the oldest ones go first. `false`: there was
+    /// no room.
+    pub async fn put_list(
+        &self,
+        repository: &Repository,
+        name: &ListName,
+        record: ListRecord,
+    ) -> Result<bool, StoreError> {
+        let file_name = name.file_name();
+        let Some(content) = encode(&record) else { return Ok(false) };
+        let bytes = record_charge(content.len() as u64);
+        if !self.shared.make_room_for_list(bytes).await? {
+            return Ok(false);
+        }
+        let path = self.shared.layout.list(repository, &file_name);
+        let weight = content.len();
+        self.shared
+            .put_record(repository, content, path, move |shared, repository, written| {
+                let key = (repository.clone(), file_name);
+                match written {
+                    Some(charge) => {
+                        let list = HeldList { bytes, written: Timestamp::now(), charge };
+                        shared.catalog.write().add_list(repository, key.1.clone(), list);
+                        shared.records.lists.insert(key, (Arc::new(record), weight));
+                    }
+                    None => {
+                        drop(shared.catalog.write().remove_list(repository, &key.1));
+                        shared.records.lists.invalidate(&key);
+                    }
+                }
+                true
+            })
+            .await
+    }
+}

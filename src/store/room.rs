@@ -1,0 +1,173 @@
+//! Room: reserving it, and evicting what was read longest ago to make it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::error::NoRoom;
+use super::index::{Victim, charge};
+use super::ledger::{Answer, Reservation, now};
+use super::order::{Order, order};
+use super::{Shared, Store};
+use crate::tasks;
+
+/// Others may take what was freed before it can be reserved, so many times.
+const ROUNDS: usize = 4;
+
+/// Eviction frees at least this part of the capacity at once, so that not every reservation has to evict.
+const LOW_MARK_SHARE: u64 = 50;
+
+// === impl Store ===
+
+impl Store {
+    /// Sets room aside for a blob of `bytes` bytes, evicting what was read longest ago if need be. Nothing is written
+    /// without a reservation (law 8).
+    pub async fn reserve(&self, bytes: u64) -> Result<Reservation, NoRoom> {
+        self.shared.reserve_charged(charge(bytes)).await
+    }
+}
+
+// === impl Shared ===
+
+impl Shared {
+    /// Sets `charged_bytes` aside, as they count.
+    pub(super) async fn reserve_charged(self: &Arc<Self>, charged_bytes: u64) -> Result<Reservation, NoRoom> {
+        match self.ledger.reserve(charged_bytes) {
+            Answer::Granted(reservation) => {
+                if self.shortage(charged_bytes).await? == 0 {
+                    return Ok(reservation);
+                }
+            }
+            Answer::Short { .. } => {}
+            Answer::Never { capacity_bytes } => {
+                return Err(NoRoom::Never { needed_bytes: charged_bytes, capacity_bytes });
+            }
+        }
+        // Eviction goes on to its end even when the caller goes away: half-done it would leave blobs that are neither
+        // held nor gone.
+        let (shared, deferred) = (self.clone(), self.io.defer());
+        let making = async move {
+            let _deferred = deferred;
+            shared.make_room(charged_bytes).await
+        };
+        let interrupted = |_| NoRoom::NotNow { needed_bytes: charged_bytes, reason: "eviction was interrupted" };
+        tasks::spawn("evict", making).await.map_err(interrupted)?
+    }
+
+    /// How many bytes the file system lacks to its floor, once everything reserved is written.
+    async fn shortage(&self, needed_bytes: u64) -> Result<u64, NoRoom> {
+        let (disk, path) = (self.io.disk.clone(), self.layout.base().to_owned());
+        let space = self.io.pool.run(move || disk.space(&path)).await;
+        let space = space.map_err(|error| NoRoom::Unknown(Box::new(error)))?;
+        if let Some(free) = space.free_inodes.filter(|free| *free <= self.min_free_inodes) {
+            return Err(NoRoom::Disk { needed_bytes, what: "inodes", free, floor: self.min_free_inodes });
+        }
+        let free = space.free_bytes.saturating_sub(self.ledger.unwritten());
+        let short = self.min_free_bytes.saturating_sub(free);
+        // Where others fill the disk, each new blob may take the place of old ones, but the cache doesn't vanish.
+        if short > needed_bytes.max(self.low_mark()) {
+            return Err(NoRoom::Disk { needed_bytes, what: "bytes", free, floor: self.min_free_bytes });
+        }
+        Ok(short)
+    }
+
+    fn low_mark(&self) -> u64 {
+        self.ledger.read().capacity() / LOW_MARK_SHARE
+    }
+
+    async fn make_room(self: &Arc<Self>, needed_bytes: u64) -> Result<Reservation, NoRoom> {
+        // One at a time: two would both evict for what one of them needs.
+        let _turn = self.evictor.lock().await;
+        let not_now = |reason| NoRoom::NotNow { needed_bytes, reason };
+        for _ in 0..ROUNDS {
+            let least = match self.ledger.reserve(needed_bytes) {
+                Answer::Granted(reservation) => match self.shortage(needed_bytes).await? {
+                    0 => return Ok(reservation),
+                    short => short,
+                },
+                Answer::Short { by } => by,
+                Answer::Never { capacity_bytes } => return Err(NoRoom::Never { needed_bytes, capacity_bytes }),
+            };
+            if self.is_in_grace() {
+                return Err(not_now("more is held than the capacity allows, and nothing is evicted yet"));
+            }
+            let enough = least + self.low_mark().saturating_sub(needed_bytes);
+            if self.evict(least, enough).await == 0 {
+                return Err(not_now("all that is held is being read, and the rest is reserved"));
+            }
+        }
+        Err(not_now("what was freed went to others"))
+    }
+
+    /// Whether more was found at boot than the capacity allows, and nothing is to be evicted for that yet.
+    pub(super) fn is_in_grace(&self) -> bool {
+        self.grace_until.is_some_and(|until| Instant::now() < until) && self.ledger.read().excess() > 0
+    }
+
+    /// Evicts what a capacity that was lowered no longer allows.
+    pub(super) async fn evict_excess(self: &Arc<Self>) {
+        let _turn = self.evictor.lock().await;
+        let excess = self.ledger.read().excess();
+        if excess > 0 && !self.is_in_grace() {
+            // As much as can be had: better than nothing.
+            self.evict(0, excess).await;
+        }
+    }
+
+    /// The order of eviction as of now. Stamps of children rise to those of their parents.
+    pub(super) fn order_now(&self) -> Order {
+        let parents = self.catalog.read().parents();
+        let candidates = self.ledger.read().candidates();
+        let order = order(candidates, &parents);
+        self.ledger.read().raise(&order.raised);
+        order
+    }
+
+    /// Evicts at least `least` bytes, or nothing; up to about `enough`. Returns how many. The caller has its turn.
+    async fn evict(self: &Arc<Self>, least: u64, enough: u64) -> u64 {
+        // Without the records nobody knows which layers are the base of what.
+        let _ = self.loaded.subscribe().wait_for(|loaded| *loaded).await;
+        let shared = self.clone();
+        let order = self.io.pool.run(move || shared.order_now()).await;
+        let victims = self.ledger.change(|index| index.begin_evict(&order.candidates, least, enough));
+        let mut freed = 0;
+        for victim in victims {
+            freed += self.evict_one(victim).await;
+        }
+        freed
+    }
+
+    async fn evict_one(self: &Arc<Self>, victim: Victim) -> u64 {
+        let guard = self.blob_locks.lock(&victim.digest).await;
+        let shared = self.clone();
+        let evicted = self.io.pool.run(move || {
+            let _guard = guard;
+            shared.remove_victim(&victim)
+        });
+        if !evicted.await {
+            return 0;
+        }
+        self.drop_records(victim.digest).await;
+        victim.charged_bytes
+    }
+
+    /// Removes a victim's file, then its entry. The caller holds the digest's lock.
+    fn remove_victim(&self, victim: &Victim) -> bool {
+        let Victim { digest, serial, charged_bytes, stamp } = victim;
+        if !self.ledger.read().is_evicting(digest, *serial) {
+            return false;
+        }
+        if let Err(error) = self.io.disk.remove(&self.layout.blob(digest)) {
+            tracing::warn!(%error, "could not evict a blob");
+            self.ledger.change(|index| index.keep(digest));
+            return false;
+        }
+        self.ledger.change(|index| index.forget(digest, *serial));
+        let idle = Duration::from_micros(now().saturating_sub(*stamp));
+        self.metrics.evicted_bytes.inc_by(*charged_bytes);
+        self.metrics.evicted_idle_seconds.observe(idle.as_secs_f64());
+        tracing::debug!(%digest, idle_seconds = idle.as_secs(), "evicted a blob");
+        true
+    }
+}

@@ -1,0 +1,256 @@
+//! What can go wrong between us and a registry, in sentences that its users will read.
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::time::Duration;
+
+/// A request to an upstream that did not end well.
+///
+/// Its text names the upstream, the endpoint, what happened and what to do about it. It never holds a secret, a token or
+/// the query string of an address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UpstreamError {
+    /// The upstream's label.
+    pub upstream: String,
+    /// Host and port of the endpoint that was asked.
+    pub endpoint: String,
+    /// What happened.
+    pub kind: UpstreamErrorKind,
+    /// What the operating system, the TLS library or the registry said, where that adds something.
+    pub cause: Option<String>,
+}
+
+/// What happened to a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum UpstreamErrorKind {
+    /// 404.
+    NotFound {
+        /// The answer carried an OCI error body: a registry said so, not some server in front of it. Answers to HEAD have
+        /// no body, so there this is always `false`.
+        oci_body: bool,
+    },
+    /// 401 or 403 from the registry or its token endpoint, after everything we may try.
+    Refused {
+        /// The status of the answer.
+        status: u16,
+        /// No credential of ours was used, or none was accepted: many registries say this for what doesn't exist.
+        anonymous: bool,
+    },
+    /// 429.
+    RateLimited {
+        /// How long upstream wants to be left alone.
+        retry_after: Option<Duration>,
+    },
+    /// Any other status that is no answer: 5xx, or an odd one.
+    Status(u16),
+    /// No connection: the name is unknown, nobody listens, or the network is down.
+    Connect,
+    /// A connection, but no TLS session that we trust; or no usable TLS settings of our own.
+    Tls,
+    /// A deadline passed.
+    Timeout(Phase),
+    /// The connection broke, before the answer or in the middle of its body.
+    Broken,
+    /// An answer that makes no sense. The text says what is wrong with it.
+    Protocol(String),
+    /// A redirect or a token realm that points where this upstream may not send us.
+    RedirectRefused,
+}
+
+/// What was waited for when a deadline passed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// One of our own connections to this upstream to become free.
+    Queue,
+    /// A connection.
+    Connect,
+    /// The head of the answer.
+    Header,
+    /// More of the body.
+    Body,
+}
+
+/// An error that doesn't know yet at which upstream and endpoint it happened.
+#[derive(Clone, Debug)]
+pub(super) struct Failure {
+    pub(super) kind: UpstreamErrorKind,
+    pub(super) cause: Option<String>,
+}
+
+/// How much of a foreign text goes into a message.
+const CAUSE_CHARS_MAX: usize = 200;
+
+// === impl UpstreamError ===
+
+impl UpstreamError {
+    /// Whether another endpoint, or the same one a little later, may well do better: nothing was said about the content.
+    pub fn is_transient(&self) -> bool {
+        self.kind.is_transient()
+    }
+}
+
+impl fmt::Display for UpstreamError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "upstream {} ({}) {}", self.upstream, self.endpoint, self.kind)?;
+        if let Some(cause) = &self.cause {
+            write!(f, " ({cause})")?;
+        }
+        write!(f, "; {}", self.kind.advice())
+    }
+}
+
+impl StdError for UpstreamError {}
+
+// === impl UpstreamErrorKind ===
+
+impl UpstreamErrorKind {
+    /// See [`UpstreamError::is_transient`].
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::RateLimited { .. } | Self::Connect | Self::Tls | Self::Timeout(_) | Self::Broken => true,
+            Self::Status(status) => *status >= 500 || *status == 408,
+            Self::NotFound { .. } | Self::Refused { .. } | Self::Protocol(_) | Self::RedirectRefused => false,
+        }
+    }
+
+    fn advice(&self) -> &'static str {
+        match self {
+            Self::NotFound { .. } => "check the image's name, tag or digest",
+            Self::Refused { anonymous: true, .. } => {
+                "the image does not exist, or it is private: check its name, or configure a credential for it"
+            }
+            Self::Refused { anonymous: false, .. } => {
+                "check that the configured credential may pull it and that its name is right"
+            }
+            Self::RateLimited { .. } => "try again later, or configure a credential with a higher limit",
+            Self::Status(_) => "check the registry's own status and logs",
+            Self::Connect => "check that it is up and that this host may reach it",
+            Self::Tls => "check its certificate, or set ca_file for this upstream",
+            Self::Timeout(Phase::Queue) => "try again, or raise max_connections for this upstream",
+            Self::Timeout(Phase::Connect | Phase::Header | Phase::Body) | Self::Broken => {
+                "check the registry and the network on the way to it"
+            }
+            Self::Protocol(_) => "check that the endpoint is a registry and that no proxy rewrites its answers",
+            Self::RedirectRefused => "if that is intended, list the host in redirect_hosts for this upstream",
+        }
+    }
+}
+
+impl fmt::Display for UpstreamErrorKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotFound { .. } => f.write_str("says that it does not exist: 404"),
+            Self::Refused { status, anonymous: true } => write!(f, "refused anonymous access: {status}"),
+            Self::Refused { status, anonymous: false } => write!(f, "refused access with our credential: {status}"),
+            Self::RateLimited { retry_after: None } => f.write_str("limits our requests: 429"),
+            Self::RateLimited { retry_after: Some(wait) } => {
+                write!(f, "limits our requests: 429, for {} s more", wait.as_secs())
+            }
+            Self::Status(status) if *status >= 500 => write!(f, "failed: {status}"),
+            Self::Status(status) => write!(f, "gave an answer that means nothing here: {status}"),
+            Self::Connect => f.write_str("can't be reached"),
+            Self::Tls => f.write_str("can't be talked to over TLS"),
+            Self::Timeout(Phase::Queue) => f.write_str("is busy with our other requests"),
+            Self::Timeout(Phase::Connect) => f.write_str("did not accept a connection in time"),
+            Self::Timeout(Phase::Header) => f.write_str("did not answer in time"),
+            Self::Timeout(Phase::Body) => f.write_str("stopped sending in the middle of an answer"),
+            Self::Broken => f.write_str("broke the connection before its answer was complete"),
+            Self::Protocol(what) => write!(f, "gave a wrong answer: {what}"),
+            Self::RedirectRefused => f.write_str("sent us where we must not go"),
+        }
+    }
+}
+
+// === impl Failure ===
+
+impl Failure {
+    pub(super) fn protocol(what: impl Into<String>) -> Self {
+        Self { kind: UpstreamErrorKind::Protocol(what.into()), cause: None }
+    }
+
+    pub(super) fn refused_target(why: impl Into<String>) -> Self {
+        Self { kind: UpstreamErrorKind::RedirectRefused, cause: Some(why.into()) }
+    }
+
+    pub(super) fn timeout(phase: Phase) -> Self {
+        UpstreamErrorKind::Timeout(phase).into()
+    }
+
+    /// Reads a failed exchange: its kind from the whole chain of causes, its text from the innermost one. The outer
+    /// ones hold the address with its query string.
+    pub(super) fn of_exchange(error: &reqwest::Error) -> Self {
+        let causes = Causes(Some(error));
+        let refused = causes.clone().find_map(|cause| cause.downcast_ref::<super::resolver::NoPublicAddress>());
+        if let Some(refused) = refused {
+            return Self::refused_target(refused.to_string());
+        }
+        let kind = if causes.clone().any(|cause| cause.is::<rustls::Error>()) {
+            UpstreamErrorKind::Tls
+        } else if error.is_connect() && error.is_timeout() {
+            UpstreamErrorKind::Timeout(Phase::Connect)
+        } else if error.is_connect() {
+            UpstreamErrorKind::Connect
+        } else {
+            UpstreamErrorKind::Broken
+        };
+        let cause = causes.skip(1).last().map(|cause| shortened(&cause.to_string()));
+        Self { kind, cause }
+    }
+
+    /// Says that it was not the registry itself that failed, but the server that hands out its tokens.
+    pub(super) fn from_token_server(self, server: &str) -> Self {
+        let cause = match self.cause {
+            Some(cause) => format!("token server {server}: {cause}"),
+            None => format!("token server {server}"),
+        };
+        Self { kind: self.kind, cause: Some(cause) }
+    }
+
+    /// The `status` label of an exchange that brought no status.
+    pub(super) fn metric_status(&self) -> &'static str {
+        match self.kind {
+            UpstreamErrorKind::Timeout(_) => "timeout",
+            UpstreamErrorKind::Tls => "tls",
+            UpstreamErrorKind::Connect | UpstreamErrorKind::RedirectRefused => "connect",
+            _ => "broken",
+        }
+    }
+
+    pub(super) fn at(self, upstream: &str, endpoint: &str) -> UpstreamError {
+        UpstreamError {
+            upstream: upstream.to_owned(),
+            endpoint: endpoint.to_owned(),
+            kind: self.kind,
+            cause: self.cause,
+        }
+    }
+}
+
+impl From<UpstreamErrorKind> for Failure {
+    fn from(kind: UpstreamErrorKind) -> Self {
+        Self { kind, cause: None }
+    }
+}
+
+/// `text` without control characters and not too long, for a message.
+pub(super) fn shortened(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(CAUSE_CHARS_MAX).collect()
+}
+
+/// An error and everything it was caused by, also what hides inside of I/O errors.
+#[derive(Clone)]
+struct Causes<'a>(Option<&'a (dyn StdError + 'static)>);
+
+impl<'a> Iterator for Causes<'a> {
+    type Item = &'a (dyn StdError + 'static);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let error = self.0?;
+        // An I/O error shows its inner error's cause as its own and skips the inner error itself.
+        self.0 = match error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref) {
+            Some(inner) => Some(inner as &(dyn StdError + 'static)),
+            None => error.source(),
+        };
+        Some(error)
+    }
+}

@@ -1,0 +1,369 @@
+//! A request's journey: a free connection, the endpoints in order, redirects, and what the answer's status means.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{HeaderMap, HeaderValue, StatusCode, header};
+use reqwest::{Method, Response};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::timeout;
+use url::Url;
+
+use super::credentials::{Credential, CredentialId};
+use super::endpoint::Endpoint;
+use super::error::{Failure, Phase, UpstreamError, UpstreamErrorKind, shortened};
+use super::redirect::{HOPS_MAX, Rules, Target, same_place};
+use super::{Access, BlobRange, Inner, credentials};
+use crate::clock::Timestamp;
+use crate::oci::Repository;
+
+/// What is asked of an upstream.
+#[derive(Clone, Debug)]
+pub(super) struct Ask<'a> {
+    /// The `kind` label in metrics.
+    pub(super) kind: &'static str,
+    pub(super) method: Method,
+    pub(super) repository: &'a Repository,
+    /// What follows the repository's name in the path, without a slash before it.
+    pub(super) what: String,
+    pub(super) query: Option<String>,
+    pub(super) accept: Option<&'static str>,
+    pub(super) range: Option<BlobRange>,
+    pub(super) access: Access,
+    /// Whether a redirect may lead to another host.
+    pub(super) may_leave: bool,
+}
+
+/// What is sent to prove who we are. Never crosses to another host or port.
+#[derive(Clone, Debug)]
+pub(super) enum Authorization<'a> {
+    Basic(&'a Credential),
+    Bearer(HeaderValue),
+}
+
+/// An answer at the end of its redirects.
+#[derive(Debug)]
+pub(super) struct Reply {
+    pub(super) response: Response,
+    /// A redirect led to another host or port, so its status says nothing about our rights at the registry.
+    pub(super) left: bool,
+}
+
+/// A good answer: 200, 206 or 416. The permit belongs to whoever reads the body.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub(super) response: Response,
+    pub(super) endpoint: String,
+    pub(super) permit: OwnedSemaphorePermit,
+}
+
+/// Error bodies are looked into up to this size.
+const ERROR_BYTES_MAX: usize = 64 * 1024;
+/// A `Retry-After` beyond this is taken for this.
+const RETRY_AFTER_MAX: Duration = Duration::from_hours(24);
+/// The longest code in the specification has 21 characters.
+const ERROR_CODE_LEN_MAX: usize = 40;
+
+// === impl Ask ===
+
+impl<'a> Ask<'a> {
+    /// A GET of `what` in `repository`.
+    pub(super) fn get(kind: &'static str, repository: &'a Repository, what: String) -> Self {
+        Self {
+            kind,
+            method: Method::GET,
+            repository,
+            what,
+            query: None,
+            accept: None,
+            range: None,
+            access: Access::Configured,
+            may_leave: true,
+        }
+    }
+
+    /// The scope that a token needs for it.
+    pub(super) fn scope(&self) -> String {
+        format!("repository:{}:pull", self.repository.name)
+    }
+
+    fn address(&self, endpoint: &Endpoint) -> Url {
+        let mut url = endpoint.address(&format!("{}/{}", self.repository.name, self.what));
+        url.set_query(self.query.as_deref());
+        url
+    }
+}
+
+// === impl Reply ===
+
+impl Reply {
+    pub(super) fn is_unauthorized(&self) -> bool {
+        !self.left && self.response.status() == StatusCode::UNAUTHORIZED
+    }
+
+    pub(super) fn is_forbidden(&self) -> bool {
+        !self.left && self.response.status() == StatusCode::FORBIDDEN
+    }
+}
+
+// === impl Inner ===
+
+impl Inner {
+    /// Asks the endpoints in turn until one says something about the content, be it yes or no.
+    pub(super) async fn ask(self: &Arc<Self>, ask: &Ask<'_>) -> Result<Answer, UpstreamError> {
+        let permit = self.permit().await?;
+        let mut first_error = None;
+        for endpoint in self.endpoints_in_order() {
+            // Boxed, for the way through redirects and tokens is a long one.
+            let result = Box::pin(self.ask_endpoint(endpoint, ask)).await;
+            match result {
+                Ok(response) => {
+                    endpoint.remember_success();
+                    self.client.metrics().upstream_succeeded(&self.name);
+                    return Ok(Answer { response, endpoint: endpoint.label().to_owned(), permit });
+                }
+                Err(failure) => {
+                    let error = failure.at(&self.name, endpoint.label());
+                    tracing::debug!(repository = %ask.repository, kind = ask.kind, %error, "upstream request failed");
+                    if !error.is_transient() {
+                        self.note_verdict(endpoint, &error);
+                        return Err(error);
+                    }
+                    endpoint.remember_failure();
+                    first_error.get_or_insert(error);
+                }
+            }
+        }
+        Err(first_error.unwrap_or_else(|| Failure::protocol("it has no endpoints").at(&self.name, "-")))
+    }
+
+    fn note_verdict(&self, endpoint: &Endpoint, error: &UpstreamError) {
+        if let UpstreamErrorKind::NotFound { .. } | UpstreamErrorKind::Refused { .. } = error.kind {
+            endpoint.remember_success();
+            self.client.metrics().upstream_succeeded(&self.name);
+        }
+    }
+
+    async fn permit(&self) -> Result<OwnedSemaphorePermit, UpstreamError> {
+        let acquired = timeout(self.client.settings.header_timeout, Arc::clone(&self.permits).acquire_owned()).await;
+        let busy = || {
+            let endpoint = self.endpoints.first().map_or("-", Endpoint::label);
+            Failure::timeout(Phase::Queue).at(&self.name, endpoint)
+        };
+        // The semaphore is never closed, so the inner error can't happen.
+        acquired.ok().and_then(Result::ok).ok_or_else(busy)
+    }
+
+    /// As configured, but those that failed just now come last.
+    fn endpoints_in_order(&self) -> Vec<&Endpoint> {
+        let (failed, fine): (Vec<&Endpoint>, Vec<&Endpoint>) =
+            self.endpoints.iter().partition(|endpoint| endpoint.has_failed());
+        fine.into_iter().chain(failed).collect()
+    }
+
+    async fn ask_endpoint(self: &Arc<Self>, endpoint: &Endpoint, ask: &Ask<'_>) -> Result<Response, Failure> {
+        let reply = self.ask_authorized(endpoint, ask).await?;
+        let status = reply.response.status();
+        match status {
+            StatusCode::OK | StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE => Ok(reply.response),
+            _ if status.is_success() => Err(Failure::protocol(format!("status {status} to a read"))),
+            _ => Err(self.failure_of(reply).await),
+        }
+    }
+
+    /// Reads an answer that is none, its body included.
+    async fn failure_of(&self, reply: Reply) -> Failure {
+        let mut failure = status_failure(reply.response.status(), reply.response.headers());
+        let not_found = reply.response.status() == StatusCode::NOT_FOUND;
+        let code = match self.client.collect(reply.response, ERROR_BYTES_MAX).await {
+            Ok(body) => oci_error_code(&body),
+            Err(_) => None,
+        };
+        if not_found {
+            failure.kind = UpstreamErrorKind::NotFound { oci_body: code.is_some() && !reply.left };
+        }
+        failure.cause = code;
+        failure
+    }
+
+    /// The credential for what is asked, unless nobody's rights are wanted.
+    pub(super) fn identity(&self, ask: &Ask<'_>) -> Option<CredentialId> {
+        match ask.access {
+            Access::Anonymous => None,
+            Access::Configured => credentials::for_repository(&self.credentials, ask.repository),
+        }
+    }
+
+    /// Sends a request to an endpoint and follows where it leads.
+    pub(super) async fn follow(
+        self: &Arc<Self>,
+        endpoint: &Endpoint,
+        ask: &Ask<'_>,
+        authorization: Option<Authorization<'_>>,
+    ) -> Result<Reply, Failure> {
+        let mut url = ask.address(endpoint);
+        let (mut authorization, mut left, mut opened) = (authorization, false, false);
+        let mut hops = 0;
+        loop {
+            let response = self.client.send(ask.kind, self.request(ask, &url, authorization.as_ref()).await?).await?;
+            let status = response.status();
+            if left && status == StatusCode::UNAUTHORIZED && !opened {
+                opened = true;
+                let Some(pass) = self.foreign_pass(endpoint, &url, response.headers()).await else {
+                    return Ok(Reply { response, left });
+                };
+                authorization = Some(Authorization::Bearer(pass));
+                self.client.drain(response).await;
+                continue;
+            }
+            if !is_redirect(status) {
+                return Ok(Reply { response, left });
+            }
+            if !ask.may_leave && leads_away(&url, response.headers()) {
+                return Ok(Reply { response, left: true });
+            }
+            hops += 1;
+            if hops > HOPS_MAX {
+                return Err(Failure::protocol(format!("more than {HOPS_MAX} redirects")));
+            }
+            let next = self.next_hop(endpoint, &url, response.headers())?;
+            self.client.drain(response).await;
+            if !same_place(&url, &next) {
+                // Once away it stays away, also when a later hop leads back.
+                authorization = None;
+                left = !same_place(&endpoint.url, &next);
+            }
+            url = next;
+        }
+    }
+
+    async fn request(
+        &self,
+        ask: &Ask<'_>,
+        url: &Url,
+        authorization: Option<&Authorization<'_>>,
+    ) -> Result<reqwest::Request, Failure> {
+        let mut request = self
+            .client
+            .http()
+            .await?
+            .request(ask.method.clone(), url.clone())
+            .header(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        if let Some(accept) = ask.accept {
+            request = request.header(header::ACCEPT, HeaderValue::from_static(accept));
+        }
+        if let Some(range) = ask.range {
+            request = request.header(header::RANGE, range.to_string());
+        }
+        request = match authorization {
+            None => request,
+            Some(Authorization::Basic(credential)) => {
+                request.basic_auth(&credential.username, Some(credential.password.expose()))
+            }
+            Some(Authorization::Bearer(value)) => request.header(header::AUTHORIZATION, value.clone()),
+        };
+        request.build().map_err(|error| Failure::protocol(error.without_url().to_string()))
+    }
+
+    fn next_hop(&self, endpoint: &Endpoint, current: &Url, headers: &HeaderMap) -> Result<Url, Failure> {
+        let location =
+            headers.get(header::LOCATION).ok_or_else(|| Failure::protocol("a redirect without a location"))?;
+        let target =
+            self.rules(endpoint).redirect(current, location.as_bytes()).map_err(Failure::refused_target)?;
+        self.guarded(target)
+    }
+
+    pub(super) fn rules<'a>(&'a self, endpoint: &'a Endpoint) -> Rules<'a> {
+        Rules {
+            endpoint: &endpoint.url,
+            private: self.is_private(),
+            allowed: &self.redirect_hosts,
+            is_public: self.resolver.is_public(),
+        }
+    }
+
+    /// The target's address, once the resolver has been told to watch its name.
+    pub(super) fn guarded(&self, target: Target) -> Result<Url, Failure> {
+        match &target.guard {
+            Some(name) if !self.resolver.guard(name) => {
+                Err(Failure::refused_target(format!("one more host than can be watched: {name}")))
+            }
+            Some(_) | None => Ok(target.url),
+        }
+    }
+}
+
+/// A failed answer by its status alone. 401, 403 and 404 mean more than that to those who know what was asked.
+pub(super) fn status_failure(status: StatusCode, headers: &HeaderMap) -> Failure {
+    match status {
+        StatusCode::TOO_MANY_REQUESTS => UpstreamErrorKind::RateLimited { retry_after: retry_after(headers) }.into(),
+        _ => UpstreamErrorKind::Status(status.as_u16()).into(),
+    }
+}
+
+fn is_redirect(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308)
+}
+
+fn leads_away(current: &Url, headers: &HeaderMap) -> bool {
+    let location = headers.get(header::LOCATION).and_then(|location| location.to_str().ok());
+    !location.and_then(|location| current.join(location).ok()).is_some_and(|next| same_place(current, &next))
+}
+
+/// `Retry-After` in seconds or as a date.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
+    let wait = match text.parse::<u64>() {
+        Ok(seconds) => Duration::from_secs(seconds),
+        Err(_) => {
+            let date = httpdate::parse_http_date(text).ok()?.duration_since(std::time::UNIX_EPOCH).ok()?;
+            date.saturating_sub(Duration::from_millis(Timestamp::now().0))
+        }
+    };
+    Some(wait.min(RETRY_AFTER_MAX))
+}
+
+/// The first code in an OCI error body; `None` when the body is not one.
+fn oci_error_code(body: &[u8]) -> Option<String> {
+    let answer: serde_json::Value = serde_json::from_slice(body).ok()?;
+    let code = answer.get("errors")?.get(0)?.get("code")?.as_str()?;
+    let plain = !code.is_empty()
+        && code.len() <= ERROR_CODE_LEN_MAX
+        && code.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+    plain.then(|| shortened(code))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_that_upstream_asks_for() {
+        let wait = |text: &str| {
+            let headers = HeaderMap::from_iter([(header::RETRY_AFTER, text.parse().unwrap())]);
+            retry_after(&headers).map(|wait| wait.as_secs())
+        };
+        assert_eq!(wait("120"), Some(120));
+        assert_eq!(wait(" 0 "), Some(0));
+        assert_eq!(wait("99999999999"), Some(86_400));
+        assert_eq!(wait("Fri, 31 Dec 9999 23:59:59 GMT"), Some(86_400));
+        assert_eq!(wait("Sun, 06 Nov 1994 08:49:37 GMT"), Some(0));
+        assert_eq!(wait("soon"), None);
+        assert_eq!(wait("-5"), None);
+        assert_eq!(retry_after(&HeaderMap::new()), None);
+    }
+
+    #[test]
+    fn error_bodies() {
+        for (body, code) in [
+            (r#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"x","detail":{}}]}"#, Some("MANIFEST_UNKNOWN")),
+            (r#"{"errors":[{"code":"a b <script>"}]}"#, None),
+            (r#"{"errors":[]}"#, None),
+            (r#"{"error":"not found"}"#, None),
+            ("<html>404</html>", None),
+            ("", None),
+        ] {
+            assert_eq!(oci_error_code(body.as_bytes()).as_deref(), code, "{body}");
+        }
+    }
+}

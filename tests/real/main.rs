@@ -1,0 +1,22 @@
+//! Real programs pull real images through the built `cachalot` from a real registry.
+//!
+//! Not part of a plain `cargo test`: it needs root and Debian's packages, which `.ci/run` installs. Run it with
+//! `cargo test --test real`. A program that is missing fails its test; nothing is skipped.
+//!
+//! Reading order: [`pulls`] says what every client must be able to do; [`skopeo`], [`containerd`] and [`podman`] are the
+//! clients; [`outage`] kills the mirror; [`conformance`] runs the OCI program. Below them: [`mirror`] (the program under
+//! test), [`upstream`] (Debian's docker-registry), [`fixture`] and [`image`] (what it holds), [`process`] and [`http`].
+#![expect(clippy::expect_used, clippy::print_stderr, reason = "a test fails by panicking, and says why")]
+
+mod conformance;
+mod containerd;
+mod fixture;
+mod http;
+mod image;
+mod mirror;
+mod outage;
+mod podman;
+mod process;
+mod pulls;
+mod skopeo;
+mod upstream;
