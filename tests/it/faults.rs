@@ -536,6 +536,7 @@ async fn referrers_are_stale_when_upstream_fails_and_never_an_invented_empty_lis
     let (registry, mirror, image) = world(10).await;
     let signature = Image::artifact(2, "application/x-signature", &image.manifest);
     registry.put_untagged("library/app", &signature);
+    mirror.get(&manifest("library/app", "v1")).await.assert_ok(&image.manifest.bytes);
     let path = format!("/v2/library/app/referrers/{}?ns=docker.io", image.manifest.digest);
     let listed = mirror.get(&path).await;
     assert_eq!(listed.json()["manifests"][0]["digest"], signature.manifest.digest.as_str());

@@ -4,6 +4,7 @@ use crate::support::client::Answer;
 use crate::support::images::Image;
 use crate::support::mirror::{Builder, Mirror, manifest};
 use crate::support::registry::{Fault, Kind, On, Registry};
+use crate::support::within;
 
 /// A registry with `library/app:v1`, and how its mirror is to be configured.
 async fn world(ttl: &str) -> (Registry, Image, Builder) {
@@ -234,6 +235,14 @@ async fn a_tag_that_moved_to_something_broken_stays_where_it_was() {
     registry.fault(On::manifest(&moved.manifest.digest).get(), Fault::Corrupt(3));
     assert_stale(&mirror.get(&manifest("library/app", "v1")).await, &image);
     registry.heal();
+    // After a failed check upstream is left alone for a moment.
+    let mut ticks = tokio::time::interval(std::time::Duration::from_millis(50));
+    within("the tag moves", async {
+        while mirror.get(&manifest("library/app", "v1")).await.body != moved.manifest.bytes {
+            ticks.tick().await;
+        }
+    })
+    .await;
     mirror.pull("library/app", "v1", &moved).await;
     mirror.finish().await;
 }

@@ -43,7 +43,6 @@ fn check_part(blob: &Blob, range: &str, part: Part, answer: &Answer) {
     let size = blob.len();
     let context = format!("{range} of {size}: {:?}", answer.head);
     assert_eq!(answer.end, End::Complete, "{context}");
-    assert_eq!(answer.header("accept-ranges"), Some("bytes"), "{context}");
     let expected = match part {
         Part::Whole => (200, None, blob.bytes.clone()),
         Part::Bytes(first, last) => (206, Some(format!("bytes {first}-{last}/{size}")), blob.bytes.slice(first..=last)),
@@ -54,6 +53,7 @@ fn check_part(blob: &Blob, range: &str, part: Part, answer: &Answer) {
     };
     assert_eq!((answer.status(), answer.header("content-range")), (expected.0, expected.1.as_deref()), "{context}");
     assert_eq!(answer.header("content-length"), Some(&*expected.2.len().to_string()), "{context}");
+    assert_eq!(answer.header("accept-ranges"), Some("bytes"), "{context}");
     assert_eq!(answer.header("docker-content-digest"), Some(&*blob.digest), "{context}");
     assert!(answer.body == expected.2, "the bytes differ, {context}");
 }
@@ -156,10 +156,11 @@ async fn several_ranges_are_never_answered_by_the_first_alone() {
     for _ in ["cold", "warm"] {
         let request = Request::get(blob("library/app", &held.digest)).range("bytes=0-1,100-199");
         let answer = mirror.send(&request).await;
-        if answer.status() == 206 {
-            assert!(answer.header("content-type").unwrap().starts_with("multipart/byteranges"), "{:?}", answer.head);
-        } else {
-            answer.assert_ok(&held.bytes);
+        match answer.status() {
+            206 => assert!(answer.header("content-type").unwrap().starts_with("multipart/byteranges")),
+            // Clients ask for one range at a time after this.
+            400 => assert_eq!(answer.error_code(), "UNSUPPORTED"),
+            _ => answer.assert_ok(&held.bytes),
         }
     }
     mirror.finish().await;

@@ -23,7 +23,7 @@ async fn held_images_are_served_after_a_restart_with_upstream_gone() {
     registry.go_down().await;
     let mirror = site.start().await;
     let after = mirror.holdings();
-    assert_eq!((before.blobs, before.present_bytes), (after.blobs, after.present_bytes));
+    assert_eq!((before.blobs, before.blob_bytes()), (after.blobs, after.blob_bytes()));
     let stale = mirror.get(&manifest("library/app", "v1")).await;
     stale.assert_ok(&index.manifest.bytes);
     assert!(stale.header("warning").is_some());
@@ -114,7 +114,7 @@ async fn restarting_again_and_again_loses_and_gains_nothing() {
         mirror = mirror.stop().await.start().await;
         mirror.pull("library/app", "v1", &image).await;
         let now = mirror.holdings();
-        assert_eq!((now.blobs, now.present_bytes), (holdings.blobs, holdings.present_bytes));
+        assert_eq!((now.blobs, now.blob_bytes()), (holdings.blobs, holdings.blob_bytes()));
     }
     assert_eq!(registry.count(&On::any()), asked);
     mirror.finish().await;
