@@ -1,8 +1,6 @@
 //! The composition root: the one place that builds and connects the concrete parts.
 
-use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -10,7 +8,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
-use crate::config::{self, Config, UnverifiedRanges, Upstream, UpstreamName};
+use crate::config::{self, Config, FileSystemFacts, UnverifiedRanges, Upstream, UpstreamName};
 use crate::fill::Fills;
 use crate::metrics::Metrics;
 use crate::mirror::{Mirror, Names, Policy, Settings, Source, Upstreams};
@@ -61,21 +59,13 @@ pub enum StartError {
     /// Threads could not be started.
     #[error(transparent)]
     Pool(#[from] PoolError),
-    /// The file system of the data directory can't be asked for its size.
-    #[error("could not learn the size of the file system of {path}: {source}")]
-    FileSystem {
-        /// The data directory.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
 }
 
 /// How long open requests have to finish after the order to stop.
 const GRACE: Duration = Duration::from_secs(25);
 
 /// How long a server waits for another that still holds its data directory: rolling updates overlap.
-const LOCK_WAIT: Duration = Duration::from_secs(60);
+const LOCK_WAIT: Duration = Duration::from_mins(1);
 
 /// How often last reads are written down: what a crash can cost of the order of eviction.
 const SWEEP_EVERY: Duration = Duration::from_secs(30);
@@ -178,9 +168,17 @@ fn serve(
 
 async fn open_store(config: &Config, metrics: &Arc<Metrics>) -> Result<(Store, u64), StartError> {
     let path = &config.storage.path;
-    let facts = store::facts(path).map_err(|source| StartError::FileSystem { path: path.clone(), source })?;
-    let capacity_bytes = config::capacity::resolve(config.storage.capacity, facts.into());
-    let floor = config.storage.min_free.resolve(facts.total, facts.total_inodes);
+    let facts = store::facts(path)?;
+    let capacity_bytes = config::capacity::resolve(
+        config.storage.capacity,
+        FileSystemFacts {
+            total_bytes: facts.total_bytes,
+            free_bytes: facts.free_bytes,
+            held_bytes: facts.held_bytes,
+            own_mount: facts.own_mount,
+        },
+    );
+    let floor = config.storage.min_free.resolve(facts.total_bytes, facts.total_inodes);
     let options = store::Options {
         path: path.clone(),
         capacity_bytes,
@@ -188,6 +186,7 @@ async fn open_store(config: &Config, metrics: &Arc<Metrics>) -> Result<(Store, u
         min_free_inodes: floor.inodes,
         lock_wait: LOCK_WAIT,
         io_threads: IO_THREADS,
+        shrink_grace: store::Options::SHRINK_GRACE,
         faults: None,
     };
     Ok((Store::open(options, Arc::clone(metrics)).await?, capacity_bytes))

@@ -127,7 +127,7 @@ mod tests {
 
     #[tokio::test]
     async fn stopping_at_once_needs_no_grace_and_reaches_every_clone() {
-        let shutdown = Shutdown::new(Duration::from_secs(3600));
+        let shutdown = Shutdown::new(Duration::from_hours(1));
         let clone = shutdown.clone();
         shutdown.at_once();
         clone.draining().await;
@@ -136,7 +136,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_first_signal_drains_and_the_second_ends_it() {
-        let shutdown = Shutdown::new(Duration::from_secs(3600));
+        let shutdown = Shutdown::new(Duration::from_hours(1));
         shutdown.obey_signals().unwrap();
         let own = rustix::process::getpid();
         rustix::process::kill_process(own, rustix::process::Signal::TERM).unwrap();

@@ -4,8 +4,13 @@ use std::error::Error;
 use std::io;
 use std::process::ExitCode;
 
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::app;
+use crate::config;
 use crate::demo::{self, DemoError, Mirror};
-use crate::{app, config, telemetry};
+
+use super::{block_on, fail};
 
 /// Shows the mirror at work: an embedded sample registry, cold, concurrent and warm pulls, and their figures.
 #[derive(Clone, Debug, clap::Args)]
@@ -29,39 +34,33 @@ impl Demo {
         start: impl AsyncFnOnce(String) -> Result<Mirror, Box<dyn Error + Send + Sync>>,
     ) -> Result<(), DemoError> {
         let options = demo::Options { once: self.once, clients: usize::from(self.clients), ..demo::Options::default() };
+        let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
         let until = async {
-            // When the signal can't be listened for, Ctrl-C ends the process at once, as it would by itself.
-            if tokio::signal::ctrl_c().await.is_err() {
-                std::future::pending::<()>().await;
-            }
+            tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
         };
         demo::run(&options, &mut io::stdout(), start, until).await
     }
 }
 
-/// Runs the command: the demo with a mirror of this very program.
+/// Runs the demo with the real mirror and maps its end to an exit code.
 pub(super) fn main(demo: &Demo) -> ExitCode {
-    // The demo's own table is its output; the log only speaks of trouble.
-    if let Err(error) = telemetry::init(telemetry::Format::Text, "warn") {
-        return super::fail(&error.to_string());
-    }
-    super::block_on(async {
+    block_on(async {
         match demo.run(start).await {
             Ok(()) => ExitCode::SUCCESS,
-            Err(error) => super::fail(&error.to_string()),
+            Err(error) => fail(&error.to_string()),
         }
     })
 }
 
+/// Starts the mirror as `serve` would with a file of this text, but with nothing from the environment.
 async fn start(configuration: String) -> Result<Mirror, Box<dyn Error + Send + Sync>> {
     let config = config::load_text(&configuration)?;
     let running = app::start(&config).await?;
     let (Some(&listen), Some(&admin)) = (running.listen.first(), running.admin.first()) else {
         return Err("the mirror listens nowhere".into());
     };
-    let stop = Box::pin(async {
-        running.shutdown.at_once();
-        running.wait().await;
+    let stop = Box::pin(async move {
+        running.stop().await;
     });
     Ok(Mirror { listen, admin, stop })
 }

@@ -76,7 +76,10 @@ fn announce(config: &Config, running: &Running) {
     for address in &running.listen {
         tracing::info!(%address, offline = config.offline, "serving on http://{address}/v2/");
         if let Some(upstream) = &config.server.default_upstream {
-            tracing::info!("try: skopeo inspect --tls-verify=false docker://{}/{upstream}/library/alpine", reachable(*address));
+            tracing::info!(
+                "try: skopeo inspect --tls-verify=false docker://{}/{upstream}/library/alpine",
+                reachable(*address)
+            );
         }
     }
 }

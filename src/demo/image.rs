@@ -4,6 +4,7 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 
 use crate::oci::Digest;
+use crate::oci::media::{OCI_CONFIG, OCI_INDEX, OCI_MANIFEST};
 
 /// What an image should hold. The same specification makes the same bytes, and so the same digests, everywhere.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,9 +57,6 @@ pub struct PlatformImage {
     pub layers: Vec<Content>,
 }
 
-const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
-const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
-const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 /// Not compressed, since random bytes don't compress; so a layer's digest is its `diff_id` as well.
 const OCI_LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 

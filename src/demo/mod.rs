@@ -8,6 +8,9 @@ pub mod registry;
 pub mod run;
 pub mod table;
 
+#[cfg(test)]
+mod tests;
+
 pub use image::{Image, ImageSpec, PlatformSpec};
 pub use options::{Options, architecture};
 pub use registry::{SampleRegistry, Stats};

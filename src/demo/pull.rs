@@ -13,10 +13,11 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
-use serde::Deserialize;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use crate::oci::manifest::{Descriptor, MANIFEST_BYTES_MAX, Manifest};
+use crate::oci::media::ACCEPT_MANIFESTS;
 use crate::oci::{Digest, Mismatch, Verifier};
 use crate::tasks;
 
@@ -97,27 +98,11 @@ struct Client {
     sender: http1::SendRequest<Empty<Bytes>>,
 }
 
-#[derive(Deserialize)]
-struct Index {
-    manifests: Vec<Descriptor>,
-}
-
-#[derive(Deserialize)]
-struct Manifest {
-    config: Descriptor,
-    layers: Vec<Descriptor>,
-}
-
-#[derive(Deserialize)]
-struct Descriptor {
+/// A digest and how many bytes have it.
+#[derive(Clone, Copy)]
+struct Wanted {
     digest: Digest,
-    size: u64,
-    platform: Option<Platform>,
-}
-
-#[derive(Deserialize)]
-struct Platform {
-    architecture: String,
+    size_bytes: u64,
 }
 
 /// How many blobs are pulled at once, as containerd does by default.
@@ -126,33 +111,28 @@ const PARALLEL_BLOBS: usize = 3;
 /// How long any one wait may take: to connect, for a response's head, for the next piece of its body.
 const WAIT_MAX: Duration = Duration::from_secs(30);
 
-/// The most that is kept in memory of one answer: what registries promise to accept as a manifest.
-const MANIFEST_BYTES_MAX: u64 = 4 << 20;
-
-const MANIFEST_TYPES: &str = "application/vnd.docker.distribution.manifest.v2+json, \
-    application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.oci.image.manifest.v1+json, \
-    application/vnd.oci.image.index.v1+json, */*";
-
 /// Pulls: HEAD of the tag, the index and the platform's manifest by digest, then its blobs, three at a time.
 pub async fn pull(source: &Source) -> Result<Pulled, PullError> {
     let mut client = Client::connect(source).await?;
     let (tag, tag_status) = client.resolve().await?;
-    let index = client.manifest(&tag).await?;
-    let parsed: Index = client.parse(&index)?;
+    let index = client.manifest(tag).await?;
     let architecture = source.architecture;
-    let wanted = |entry: &&Descriptor| entry.platform.as_ref().is_some_and(|p| p.architecture == architecture);
-    let Some(child) = parsed.manifests.iter().find(wanted) else {
+    let runs_here = |entry: &&Descriptor| {
+        entry.platform.as_ref().is_some_and(|platform| platform.os == "linux" && platform.architecture == architecture)
+    };
+    let parsed = client.parse(&index)?;
+    let Some(child) = parsed.manifests.iter().find(runs_here) else {
         return Err(client.unusable(format!("the index has no linux/{architecture}")));
     };
-    let manifest = client.manifest(child).await?;
-    let parsed: Manifest = client.parse(&manifest)?;
+    let manifest = client.manifest(child.into()).await?;
 
     let mut bytes = (index.len() + manifest.len()) as u64;
-    let blobs = Arc::new(Mutex::new(VecDeque::from(parsed.layers)));
-    blobs.lock().push_front(parsed.config);
+    let blobs: VecDeque<Wanted> = client.parse(&manifest)?.descriptors().map(Wanted::from).collect();
+    let count = blobs.len();
+    let blobs = Arc::new(Mutex::new(blobs));
     let workers: Vec<_> = std::iter::once(Some(client))
         .chain(std::iter::repeat_with(|| None))
-        .take(PARALLEL_BLOBS.min(blobs.lock().len()))
+        .take(PARALLEL_BLOBS.min(count))
         .map(|client| tasks::spawn("demo pull", pull_blobs(source.clone(), client, Arc::clone(&blobs))))
         .collect();
     for worker in workers {
@@ -166,7 +146,7 @@ pub async fn pull(source: &Source) -> Result<Pulled, PullError> {
 async fn pull_blobs(
     source: Source,
     client: Option<Client>,
-    queue: Arc<Mutex<VecDeque<Descriptor>>>,
+    queue: Arc<Mutex<VecDeque<Wanted>>>,
 ) -> Result<u64, PullError> {
     let mut client = match client {
         Some(client) => client,
@@ -175,8 +155,16 @@ async fn pull_blobs(
     let mut bytes = 0;
     loop {
         let Some(blob) = queue.lock().pop_front() else { return Ok(bytes) };
-        client.get("blobs", &blob, |_| {}).await?;
-        bytes += blob.size;
+        client.get("blobs", blob, |_| {}).await?;
+        bytes += blob.size_bytes;
+    }
+}
+
+// === impl Wanted ===
+
+impl From<&Descriptor> for Wanted {
+    fn from(descriptor: &Descriptor) -> Self {
+        Self { digest: descriptor.digest, size_bytes: descriptor.size_bytes }
     }
 }
 
@@ -200,15 +188,15 @@ impl Client {
     }
 
     /// What the tag points at, and how it was answered.
-    async fn resolve(&mut self) -> Result<(Descriptor, Option<String>), PullError> {
+    async fn resolve(&mut self) -> Result<(Wanted, Option<String>), PullError> {
         let tag = self.source.tag;
         let (request, response) = self.send(Method::HEAD, "manifests", tag).await?;
         let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok());
         let digest = header("docker-content-digest").and_then(|text| text.parse().ok());
-        let size = header(CONTENT_LENGTH.as_str()).and_then(|text| text.parse().ok());
+        let size_bytes = header(CONTENT_LENGTH.as_str()).and_then(|text| text.parse().ok());
         let status = header("cache-status").map(str::to_owned);
-        match (digest, size) {
-            (Some(digest), Some(size)) => Ok((Descriptor { digest, size, platform: None }, status)),
+        match (digest, size_bytes) {
+            (Some(digest), Some(size_bytes)) => Ok((Wanted { digest, size_bytes }, status)),
             _ => Err(PullError::Unusable {
                 request,
                 reason: "a HEAD of a tag needs Docker-Content-Digest and Content-Length".to_owned(),
@@ -217,9 +205,9 @@ impl Client {
     }
 
     /// A manifest by digest, verified.
-    async fn manifest(&mut self, wanted: &Descriptor) -> Result<Vec<u8>, PullError> {
-        if wanted.size > MANIFEST_BYTES_MAX {
-            return Err(self.unusable(format!("{} claims to be {} bytes long", wanted.digest, wanted.size)));
+    async fn manifest(&mut self, wanted: Wanted) -> Result<Vec<u8>, PullError> {
+        if wanted.size_bytes > MANIFEST_BYTES_MAX as u64 {
+            return Err(self.unusable(format!("{} claims to be {} bytes long", wanted.digest, wanted.size_bytes)));
         }
         let mut body = Vec::new();
         self.get("manifests", wanted, |piece| body.extend_from_slice(piece)).await?;
@@ -227,9 +215,9 @@ impl Client {
     }
 
     /// Fetches and verifies one body. Nothing beyond the announced size is handed to `sink`.
-    async fn get(&mut self, endpoint: &str, wanted: &Descriptor, mut sink: impl FnMut(&[u8])) -> Result<(), PullError> {
+    async fn get(&mut self, endpoint: &str, wanted: Wanted, mut sink: impl FnMut(&[u8])) -> Result<(), PullError> {
         let (request, mut response) = self.send(Method::GET, endpoint, &wanted.digest.to_string()).await?;
-        let mut verifier = Verifier::new(wanted.digest, Some(wanted.size));
+        let mut verifier = Verifier::new(wanted.digest, Some(wanted.size_bytes));
         loop {
             let Ok(frame) = timeout(WAIT_MAX, response.frame()).await else {
                 return Err(PullError::TimedOut { request });
@@ -243,7 +231,7 @@ impl Client {
                 }
             };
             verifier.update(&piece);
-            if verifier.size_bytes() > wanted.size {
+            if verifier.size_bytes() > wanted.size_bytes {
                 break;
             }
             sink(&piece);
@@ -266,7 +254,7 @@ impl Client {
             .method(method)
             .uri(path)
             .header(HOST, addr.to_string())
-            .header(ACCEPT, MANIFEST_TYPES)
+            .header(ACCEPT, ACCEPT_MANIFESTS)
             .body(Empty::new())
             .map_err(|error| broken(error.to_string()))?;
         let exchange = async {
@@ -288,8 +276,8 @@ impl Client {
         Err(PullError::Status { request: text, status, body })
     }
 
-    fn parse<'a, T: Deserialize<'a>>(&self, body: &'a [u8]) -> Result<T, PullError> {
-        serde_json::from_slice(body).map_err(|error| self.unusable(format!("its manifest is not understood: {error}")))
+    fn parse(&self, body: &[u8]) -> Result<Manifest, PullError> {
+        Manifest::parse(body, None).map_err(|error| self.unusable(error.to_string()))
     }
 
     fn unusable(&self, reason: String) -> PullError {

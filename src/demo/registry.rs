@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::stream;
 use http::header::{ACCEPT_RANGES, ALLOW, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, RANGE};
-use http::{HeaderMap, Method, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::{Frame, Incoming};
@@ -27,6 +27,8 @@ use tokio_util::task::TaskTracker;
 use super::image::{Content, Image};
 use super::pace::Pace;
 use crate::oci::Digest;
+use crate::oci::media::{OCI_INDEX, OCTET_STREAM};
+use crate::oci::range::{self, ByteRange, RangeRequest};
 use crate::tasks;
 
 /// How a sample registry runs.
@@ -252,7 +254,7 @@ impl Shared {
         if !head && request.method() != Method::GET {
             counters.other.fetch_add(1, Ordering::Relaxed);
             let mut refusal = failed(StatusCode::METHOD_NOT_ALLOWED, "UNSUPPORTED", "this registry is read-only");
-            refusal.headers_mut().insert(ALLOW, http::HeaderValue::from_static("GET, HEAD"));
+            refusal.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
             return refusal;
         }
         let Some(path) = request.uri().path().strip_prefix("/v2/") else {
@@ -275,7 +277,7 @@ impl Shared {
             (Some("blobs"), Some(digest), Some(held)) => {
                 count(&counters.blob_heads, &counters.blob_gets);
                 match digest.parse().ok().and_then(|digest: Digest| held.blobs.get(&digest)) {
-                    Some(blob) => self.content(head, request.headers(), blob, "application/octet-stream", pace),
+                    Some(blob) => self.content(head, request.headers(), blob, OCTET_STREAM, pace),
                     None => failed(StatusCode::NOT_FOUND, "BLOB_UNKNOWN", "there is no such blob"),
                 }
             }
@@ -288,9 +290,8 @@ impl Shared {
                         answered(StatusCode::OK, "application/json", list.to_string())
                     }
                     (Some("referrers"), Some(_), Some(_)) => {
-                        let media_type = "application/vnd.oci.image.index.v1+json";
-                        let index = json!({ "schemaVersion": 2, "mediaType": media_type, "manifests": [] });
-                        answered(StatusCode::OK, media_type, index.to_string())
+                        let index = json!({ "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [] });
+                        answered(StatusCode::OK, OCI_INDEX, index.to_string())
                     }
                     _ => failed(StatusCode::NOT_FOUND, "NAME_UNKNOWN", "there is no such repository"),
                 }
@@ -307,25 +308,26 @@ impl Shared {
         media_type: &'static str,
         pace: Option<Arc<Pace>>,
     ) -> Response<Body> {
-        let total = content.bytes.len();
+        let total = content.bytes.len() as u64;
         let response = Response::builder()
             .header(CONTENT_TYPE, media_type)
             .header(ACCEPT_RANGES, "bytes")
             .header("docker-content-digest", content.digest.to_string());
-        let range = if head { None } else { headers.get(RANGE).and_then(|value| single_range(value.to_str().ok()?)) };
+        let asked = if head { None } else { headers.get(RANGE).map(HeaderValue::as_bytes) };
+        // Several ranges are answered with the whole, as S3 does.
+        let range = match range::parse(asked) {
+            RangeRequest::Single(spec) => Some(spec.resolve(total)),
+            RangeRequest::None | RangeRequest::Multiple(_) | RangeRequest::TooMany => None,
+        };
         let (response, bytes) = match range {
-            None => (response.status(StatusCode::OK), content.bytes.clone()),
-            Some((first, last)) if first < total && first <= last => {
-                let end = total.min(last.saturating_add(1));
-                let content_range = format!("bytes {first}-{}/{total}", end - 1);
-                let response = response.status(StatusCode::PARTIAL_CONTENT).header(CONTENT_RANGE, content_range);
-                (response, content.bytes.slice(first..end))
+            None => (response, content.bytes.clone()),
+            Some(Some(range)) => {
+                let response = response.status(StatusCode::PARTIAL_CONTENT);
+                (response.header(CONTENT_RANGE, range.content_range(total)), slice(&content.bytes, range))
             }
-            Some(_) => {
-                let response = response
-                    .status(StatusCode::RANGE_NOT_SATISFIABLE)
-                    .header(CONTENT_RANGE, format!("bytes */{total}"));
-                (response, Bytes::new())
+            Some(None) => {
+                let response = response.status(StatusCode::RANGE_NOT_SATISFIABLE);
+                (response.header(CONTENT_RANGE, range::content_range_unsatisfied(total)), Bytes::new())
             }
         };
         let response = response.header(CONTENT_LENGTH, bytes.len());
@@ -359,11 +361,9 @@ impl Repository {
     }
 }
 
-/// `bytes=a-b` and `bytes=a-` as inclusive bounds; the whole for anything else, as the standard allows.
-fn single_range(header: &str) -> Option<(usize, usize)> {
-    let (first, last) = header.strip_prefix("bytes=")?.split_once('-')?;
-    let last = if last.is_empty() { usize::MAX } else { last.parse().ok()? };
-    Some((first.parse().ok()?, last))
+#[expect(clippy::cast_possible_truncation, reason = "a range of bytes in memory fits their address space")]
+fn slice(bytes: &Bytes, range: ByteRange) -> Bytes {
+    bytes.slice(range.first as usize..=range.last as usize)
 }
 
 fn answered(status: StatusCode, media_type: &'static str, text: String) -> Response<Body> {
@@ -384,11 +384,12 @@ fn built(response: http::response::Builder, body: Body) -> Response<Body> {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
-    use super::super::image::{ImageSpec, PlatformSpec};
-    use super::*;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+mod tests {
     use tokio::time::Instant;
+
+    use super::super::image::{ImageSpec, PlatformSpec};
+    use super::super::tests::ask;
+    use super::*;
 
     async fn started(rate: Option<u64>) -> (SampleRegistry, Image) {
         let image = Image::generate(&ImageSpec {
@@ -399,18 +400,6 @@ pub(super) mod tests {
         let registry = SampleRegistry::start(options).await.unwrap();
         registry.add_image("team/app", "1.0", &image);
         (registry, image)
-    }
-
-    /// Sends a request by hand and returns the head and the body, to the end of the connection.
-    pub(in crate::demo) async fn ask(addr: SocketAddr, method: &str, path: &str, headers: &str) -> (String, Vec<u8>) {
-        let mut stream = TcpStream::connect(addr).await.unwrap();
-        let text = format!("{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{headers}\r\n");
-        stream.write_all(text.as_bytes()).await.unwrap();
-        let mut answer = Vec::new();
-        stream.read_to_end(&mut answer).await.unwrap();
-        let at = answer.windows(4).position(|w| w == b"\r\n\r\n").unwrap();
-        let body = answer.split_off(at + 4);
-        (String::from_utf8(answer).unwrap(), body)
     }
 
     #[tokio::test]
@@ -442,6 +431,8 @@ pub(super) mod tests {
             ("bytes=9-5", "416", &[]),
             ("bytes=99999999-", "416", &[]),
             ("lines=1-2", "200", &layer.bytes[..]),
+            ("bytes=-4", "206", &layer.bytes[layer.bytes.len() - 4..]),
+            ("bytes=0-1,5-6", "200", &layer.bytes[..]),
         ] {
             let (head, body) = ask(registry.addr(), "GET", &blob, &format!("range: {range}\r\n")).await;
             assert!(head.starts_with(&format!("HTTP/1.1 {status}")), "{range}: {head}");

@@ -39,9 +39,9 @@ pub enum DemoError {
         /// Why it failed.
         source: Box<dyn Error + Send + Sync>,
     },
-    /// The figures could not be printed.
-    #[error("could not print: {0}")]
-    Print(#[from] io::Error),
+    /// The figures could not be printed, or the signals that end the demo could not be listened for.
+    #[error("could not print, or listen for signals: {0}")]
+    Io(#[from] io::Error),
     /// A pull failed, or brought wrong bytes.
     #[error("{step}: {source}")]
     Pull {
@@ -146,7 +146,8 @@ pub async fn run(
 
 /// The mirror's configuration: one upstream, and tags that are checked on every pull, so that an outage shows.
 fn configuration(upstream: SocketAddr, data: &Path) -> String {
-    let path = toml::Value::String(data.to_string_lossy().into_owned());
+    // A JSON string is a TOML string.
+    let path = serde_json::Value::from(data.to_string_lossy());
     format!(
         r#"[server]
 listen = "127.0.0.1:0"
@@ -179,7 +180,9 @@ impl Demo<'_> {
         };
         let result = figures.await;
         if result.is_ok() && !self.options.once {
-            self.registry.resume().await?;
+            let resumed = self.registry.resume().await;
+            resumed
+                .map_err(|error| DemoError::Setup { what: "start the sample registry again", source: error.into() })?;
             self.print_how_to_pull(admin)?;
             until.await;
         }
@@ -377,7 +380,7 @@ mod tests {
     use tokio::sync::{Notify, OnceCell};
 
     use super::super::image::{ImageSpec, PlatformSpec};
-    use super::super::registry::tests::ask;
+    use super::super::tests::ask;
     use super::*;
 
     #[derive(Clone, Copy, PartialEq)]

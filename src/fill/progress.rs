@@ -18,7 +18,7 @@ pub const TAIL_BYTES: u64 = 64 * 1024;
 ///
 /// The phases follow each other as `Starting → Running → Verified`, or end in `Failed` from any of the first two.
 #[derive(Debug)]
-pub struct Progress {
+pub(super) struct Progress {
     state: Mutex<State>,
 }
 
@@ -70,10 +70,7 @@ pub struct Head {
 #[derive(Debug)]
 pub(super) enum Available {
     /// Bytes `offset..end` of this file.
-    File {
-        file: Arc<OpenFile>,
-        end: u64,
-    },
+    File { file: Arc<OpenFile>, end: u64 },
     /// The whole blob.
     Memory(Bytes),
     /// The blob ends here.
@@ -127,13 +124,13 @@ impl Progress {
     }
 
     /// Waits until the first byte can be given out, or the fill has ended.
-    pub async fn head(&self) -> Result<Head, FillError> {
+    pub(super) async fn head(&self) -> Result<Head, FillError> {
         self.wait_for(Goal::Byte(0)).await?;
         self.state.lock().phase.head()
     }
 
     /// Waits until the blob's size is known: for an origin that does not say it, this is when the last byte came.
-    pub async fn size(&self) -> Result<u64, FillError> {
+    pub(super) async fn size(&self) -> Result<u64, FillError> {
         if let Some(size) = self.head().await?.size_bytes {
             return Ok(size);
         }

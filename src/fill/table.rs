@@ -63,10 +63,7 @@ impl Fills {
         Self(Arc::new(Inner {
             tools: Tools { store, hashing, metrics },
             table: Mutex::new(HashMap::new()),
-            mismatches: moka::sync::Cache::builder()
-                .max_capacity(MISMATCHES_MAX)
-                .time_to_live(MISMATCH_MEMORY)
-                .build(),
+            mismatches: moka::sync::Cache::builder().max_capacity(MISMATCHES_MAX).time_to_live(MISMATCH_MEMORY).build(),
             in_flight: watch::Sender::new(0),
             stop: CancellationToken::new(),
         }))

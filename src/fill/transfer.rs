@@ -120,8 +120,7 @@ impl Tools {
     ) -> Result<u64, FillError> {
         let digest = fill.key().digest;
         let total = body.total_bytes;
-        let not_storable =
-            |reason: String| FillError::NotStorable { digest, reason: reason.into() };
+        let not_storable = |reason: String| FillError::NotStorable { digest, reason: reason.into() };
         let reservation =
             self.store.reserve(total.unwrap_or(SMALL_BYTES)).await.map_err(|error| not_storable(error.to_string()))?;
         let mut partial = self
@@ -142,7 +141,7 @@ impl Tools {
                     partial.write_at(written, chunks).await.map_err(|error| not_storable(error.to_string()))?;
                 }
                 fill.progress().advance(end);
-                Ok(())
+                Ok::<_, FillError>(())
             };
             let hash = self.hashing.run(move || {
                 for chunk in &batch.chunks {
@@ -150,9 +149,8 @@ impl Tools {
                 }
                 verifier
             });
-            let gather = async {
-                if batch.last { Ok(None) } else { Batch::gather(&mut body, total, end).await.map(Some) }
-            };
+            let gather =
+                async { if batch.last { Ok(None) } else { Batch::gather(&mut body, total, end).await.map(Some) } };
             let (wrote, hashed, next) = future::join3(write, hash, gather).await;
             wrote?;
             verifier = hashed;

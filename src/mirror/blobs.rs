@@ -5,8 +5,8 @@ use std::sync::Arc;
 use futures_util::{StreamExt, stream};
 
 use crate::fill::{Fill, FillError, FillKey, Opened, OriginId, PassThrough, TAIL_BYTES, pass_through};
-use crate::oci::range::ByteRange;
 use crate::oci::Digest;
+use crate::oci::range::ByteRange;
 use crate::store::{Blob, Piece, Pieces};
 
 use super::error::{MirrorError, MirrorErrorKind};
@@ -47,7 +47,8 @@ impl BlobAnswer {
             }
             Content::Filling { fill, verified, joined } => {
                 // Law 2's exception: such a range is over before the digest is known.
-                let ends_early = range.zip(self.size_bytes).is_some_and(|(range, size)| range.last + 1 + TAIL_BYTES <= size);
+                let ends_early =
+                    range.zip(self.size_bytes).is_some_and(|(range, size)| range.last + 1 + TAIL_BYTES <= size);
                 let outcome = match (ends_early && !verified && !self.wait_for_verified, joined) {
                     (true, collapsed) => Outcome::Unverified { collapsed },
                     (false, true) => Outcome::Collapsed,
@@ -57,6 +58,14 @@ impl BlobAnswer {
             }
             Content::PassThrough(body) => (body.pieces(range), Outcome::Bypass),
         }
+    }
+}
+
+fn origin(target: &Target, digest: &Digest) -> UpstreamOrigin {
+    UpstreamOrigin {
+        client: Arc::clone(&target.upstream.client),
+        repository: target.repository.clone(),
+        digest: *digest,
     }
 }
 
@@ -144,7 +153,7 @@ impl Mirror {
             self.confirm(target, digest).await?;
             *proven = true;
         }
-        let (fill, origin, joined) = match self.0.fills.open(key, Arc::new(self.origin(target, digest))) {
+        let (fill, origin, joined) = match self.0.fills.open(key, Arc::new(origin(target, digest))) {
             Opened::Held => return Ok(None),
             Opened::Mismatched(error) => return Err(error.into()),
             Opened::Filling { fill, origin, joined } => (fill, origin, joined),
@@ -194,17 +203,9 @@ impl Mirror {
     /// Law 6: what can't be kept is still delivered.
     async fn pass_through(&self, target: &Target, digest: &Digest) -> Result<BlobAnswer, MirrorError> {
         self.refuse_cold_blob(target, digest)?;
-        let origin = self.origin(target, digest);
+        let origin = origin(target, digest);
         let body = pass_through(&origin, *digest, Arc::clone(&self.0.metrics)).await?;
         Ok(self.answer(body.size_bytes(), Content::PassThrough(body)))
-    }
-
-    fn origin(&self, target: &Target, digest: &Digest) -> UpstreamOrigin {
-        UpstreamOrigin {
-            client: Arc::clone(&target.upstream.client),
-            repository: target.repository.clone(),
-            digest: *digest,
-        }
     }
 
     /// Manifests are no blobs, though some clients look for them here first: upstream need not be asked.

@@ -98,7 +98,9 @@ impl From<UpstreamError> for MirrorError {
             UpstreamErrorKind::NotFound { .. } => MirrorErrorKind::UnknownManifest,
             UpstreamErrorKind::Refused { anonymous: true, .. } => MirrorErrorKind::UnknownName,
             UpstreamErrorKind::Refused { anonymous: false, .. } => MirrorErrorKind::Denied,
-            UpstreamErrorKind::RateLimited { retry_after } => MirrorErrorKind::RateLimited { retry_after: *retry_after },
+            UpstreamErrorKind::RateLimited { retry_after } => {
+                MirrorErrorKind::RateLimited { retry_after: *retry_after }
+            }
             UpstreamErrorKind::Status(_)
             | UpstreamErrorKind::Connect
             | UpstreamErrorKind::Tls

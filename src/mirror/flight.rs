@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::future::Future;
 use std::hash::Hash;
 use std::sync::Arc;
 
@@ -35,10 +34,12 @@ where
     }
 
     /// Waits for the work under `key`, which `work` starts if nobody has. Says also whether somebody had.
-    pub(super) async fn run<F>(&self, name: &'static str, key: K, work: F) -> (Result<T, MirrorError>, bool)
-    where
-        F: Future<Output = Result<T, MirrorError>> + Send + 'static,
-    {
+    pub(super) async fn run(
+        &self,
+        name: &'static str,
+        key: K,
+        work: BoxFuture<'static, Result<T, MirrorError>>,
+    ) -> (Result<T, MirrorError>, bool) {
         let (flight, joined) = {
             let mut table = self.table.lock();
             if let Some(flight) = table.get(&key) {
@@ -49,7 +50,8 @@ where
                     let _entry = entry;
                     work.await
                 });
-                let flight = async move { task.await.unwrap_or_else(|_| Err(MirrorError::died(name))) }.boxed().shared();
+                let flight =
+                    async move { task.await.unwrap_or_else(|_| Err(MirrorError::died(name))) }.boxed().shared();
                 table.insert(key, flight.clone());
                 (flight, false)
             }
@@ -87,24 +89,26 @@ mod tests {
         let (open, gate) = oneshot::channel();
         let leader = {
             let flights = Arc::clone(&flights);
-            tokio::spawn(async move { flights.run("test", "key", async { gate.await.map_err(|_| MirrorError::died("")) }).await })
+            tokio::spawn(async move {
+                flights.run("test", "key", async { gate.await.map_err(|_| MirrorError::died("")) }.boxed()).await
+            })
         };
         while flights.table.lock().is_empty() {
             tokio::task::yield_now().await;
         }
         leader.abort();
         let _ = leader.await;
-        let follower = flights.run("test", "key", async { Ok(0) });
+        let follower = flights.run("test", "key", async { Ok(0) }.boxed());
         let (result, ()) = tokio::join!(follower, async { open.send(7).unwrap() });
         assert!(matches!(result, (Ok(7), true)));
         assert!(flights.table.lock().is_empty());
-        assert!(matches!(flights.run("test", "key", async { Ok(8) }).await, (Ok(8), false)));
+        assert!(matches!(flights.run("test", "key", async { Ok(8) }.boxed()).await, (Ok(8), false)));
     }
 
     #[tokio::test]
     async fn a_panic_is_an_error_for_those_who_wait_and_frees_the_key() {
         let flights = Flights::<&str, u32>::new();
-        let (result, _) = flights.run("test", "key", async { panic!("as planned") }).await;
+        let (result, _) = flights.run("test", "key", async { panic!("as planned") }.boxed()).await;
         assert!(result.is_err());
         assert!(flights.table.lock().is_empty());
     }

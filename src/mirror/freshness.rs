@@ -16,7 +16,7 @@ pub(super) enum Freshness {
 }
 
 /// How long a tag that upstream has deleted goes on being served, with a warning.
-pub(super) const DELETED_TAGS_KEPT: Duration = Duration::from_secs(30 * 24 * 3600);
+pub(super) const DELETED_TAGS_KEPT: Duration = Duration::from_hours(30 * 24);
 
 /// Judges a tag by the time of its last check. An age below zero (the clock was set back) counts as expired.
 pub(super) fn judge(record: &TagRecord, ttl: Duration, immutable: bool) -> Freshness {
@@ -53,16 +53,10 @@ mod tests {
 
     fn checked(ago: Duration) -> TagRecord {
         let checked = Timestamp(Timestamp::now().0 - u64::try_from(ago.as_millis()).unwrap());
-        TagRecord {
-            digest: Digest::sha256(b""),
-            media_type: String::new(),
-            fetched: checked,
-            checked,
-            gone: None,
-        }
+        TagRecord { digest: Digest::sha256(b""), media_type: String::new(), fetched: checked, checked, gone: None }
     }
 
-    const MINUTE: Duration = Duration::from_secs(60);
+    const MINUTE: Duration = Duration::from_mins(1);
 
     #[test]
     fn a_tag_is_fresh_for_its_lifetime_give_or_take_a_tenth() {

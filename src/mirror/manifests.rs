@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 
 use crate::clock::Timestamp;
 use crate::metrics::WhereLabels;
@@ -36,13 +37,7 @@ pub struct ManifestAnswer {
 
 impl HeldManifest {
     pub(super) fn answer(self, outcome: Outcome) -> ManifestAnswer {
-        ManifestAnswer {
-            bytes: self.bytes,
-            media_type: self.media_type,
-            digest: self.digest,
-            outcome,
-            warning: None,
-        }
+        ManifestAnswer { bytes: self.bytes, media_type: self.media_type, digest: self.digest, outcome, warning: None }
     }
 }
 
@@ -85,7 +80,11 @@ impl Mirror {
         let looked_up = async {
             let Some(record) = self.0.store.manifest(&target.repository, digest).await? else { return Ok(None) };
             let bytes = self.0.store.read_blob(digest).await?;
-            Ok(bytes.map(|bytes| HeldManifest { bytes, media_type: record.media_type.as_str().into(), digest: *digest }))
+            Ok(bytes.map(|bytes| HeldManifest {
+                bytes,
+                media_type: record.media_type.as_str().into(),
+                digest: *digest,
+            }))
         };
         looked_up.await.unwrap_or_else(|error: crate::store::StoreError| {
             tracing::warn!(%error, "could not read a held manifest: {error}; asking upstream instead");
@@ -101,7 +100,7 @@ impl Mirror {
     ) -> (Result<HeldManifest, MirrorError>, bool) {
         let work = {
             let (mirror, target, digest) = (self.clone(), target.clone(), *digest);
-            async move { mirror.fetch_manifest_now(&target, &digest).await }
+            async move { mirror.fetch_manifest_now(&target, &digest).await }.boxed()
         };
         self.0.manifests.run("manifest fetch", (target.repository.clone(), *digest), work).await
     }
@@ -134,8 +133,8 @@ impl Mirror {
             error
         })?;
         let content_type = content_type.map(media::without_parameters);
-        let manifest = Manifest::parse(&bytes, content_type)
-            .map_err(|error| MirrorError::bad_manifest(repository, &error))?;
+        let manifest =
+            Manifest::parse(&bytes, content_type).map_err(|error| MirrorError::bad_manifest(repository, &error))?;
         let media_type: Arc<str> = manifest.media_type.as_str().into();
         let record = ManifestRecord {
             media_type: manifest.media_type.clone(),

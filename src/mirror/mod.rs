@@ -113,19 +113,10 @@ const LISTS_BYTES_MAX: u64 = 32 * 1024 * 1024;
 
 impl Mirror {
     /// Connects the parts.
-    pub fn new(
-        settings: Settings,
-        upstreams: Upstreams,
-        store: Store,
-        fills: Fills,
-        metrics: Arc<Metrics>,
-    ) -> Self {
+    pub fn new(settings: Settings, upstreams: Upstreams, store: Store, fills: Fills, metrics: Arc<Metrics>) -> Self {
         Self(Arc::new(Inner {
             any_credentials: upstreams.any_credentials(),
-            missing: moka::sync::Cache::builder()
-                .max_capacity(MISSING_MAX)
-                .time_to_live(settings.negative_ttl)
-                .build(),
+            missing: moka::sync::Cache::builder().max_capacity(MISSING_MAX).time_to_live(settings.negative_ttl).build(),
             failed_checks: moka::sync::Cache::builder()
                 .max_capacity(FAILED_CHECKS_MAX)
                 .time_to_live(FAILED_CHECK_WINDOW)

@@ -1,5 +1,7 @@
 //! Referrers (signatures, SBOMs): upstream's list, or the fallback tag where upstream has no such API.
 
+use futures_util::FutureExt;
+
 use crate::clock::Timestamp;
 use crate::oci::referrers::{self, Referrers};
 use crate::oci::{Digest, Reference};
@@ -57,13 +59,13 @@ impl Mirror {
         if self.0.settings.offline {
             let held = self.0.store.list(&target.repository, &name).await.unwrap_or_default();
             let list = held.ok_or_else(|| MirrorError::offline(&format!("the list of referrers of {subject}")))?;
-            return Ok(ListAnswer { list: list.into(), outcome: Outcome::Hit, warning: None });
+            return Ok(ListAnswer { list, outcome: Outcome::Hit, warning: None });
         }
         // Strangers can ask for any digest; only lists about manifests that are held are worth a file.
         let kept = matches!(self.0.store.manifest(&target.repository, subject).await, Ok(Some(_)));
         let work = {
             let (target, subject) = (target.clone(), *subject);
-            async move { fetch(&target, &subject).await }
+            async move { fetch(&target, &subject).await }.boxed()
         };
         self.list(target, name, kept, work).await
     }
@@ -72,10 +74,9 @@ impl Mirror {
 async fn fetch(target: &Target, subject: &Digest) -> Result<ListRecord, MirrorError> {
     let (client, repository) = (&target.upstream.client, &target.repository);
     let list = match client.referrers(repository, subject).await? {
-        upstream::Referrers::List(bytes) => parse(target, &bytes)?,
+        upstream::Referrers::List(list) => list,
         upstream::Referrers::Unsupported => {
-            let tag = referrers::fallback_tag(subject)
-                .map_err(|error| MirrorError::new(MirrorErrorKind::Internal, error.to_string()))?;
+            let tag = referrers::fallback_tag(subject);
             match client.get_manifest(repository, &Reference::Tag(tag), Access::Configured).await {
                 Ok(body) => parse(target, &body.bytes)?,
                 Err(error) if matches!(error.kind, UpstreamErrorKind::NotFound { .. }) => Referrers::empty(),
@@ -90,7 +91,10 @@ fn parse(target: &Target, bytes: &[u8]) -> Result<Referrers, MirrorError> {
     Referrers::parse(bytes).map_err(|error| {
         MirrorError::new(
             MirrorErrorKind::Unusable,
-            format!("{} sent a list of referrers for {} that can't be used: {error}", target.repository.registry, target.repository),
+            format!(
+                "{} sent a list of referrers for {} that can't be used: {error}",
+                target.repository.registry, target.repository
+            ),
         )
     })
 }

@@ -34,10 +34,14 @@ pub struct Resolved {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unresolved {
     /// The registry that was named is not configured.
-    #[error("registry {0:?} is not configured on this mirror; an operator can add [upstreams.\"{0}\"] to its configuration")]
+    #[error(
+        "registry {0:?} is not configured on this mirror; an operator can add [upstreams.\"{0}\"] to its configuration"
+    )]
     UnknownRegistry(String),
     /// Neither path, nor `ns`, nor Host names one, and there is no default.
-    #[error("the request names no registry, and this mirror has no default_upstream: use ?ns=REGISTRY or /v2/REGISTRY/REPOSITORY")]
+    #[error(
+        "the request names no registry, and this mirror has no default_upstream: use ?ns=REGISTRY or /v2/REGISTRY/REPOSITORY"
+    )]
     NoRegistry,
 }
 

@@ -2,21 +2,23 @@
 
 use std::time::Duration;
 
+use futures_util::FutureExt;
+
 use crate::oci::{Digest, Reference, Repository};
 use crate::upstream::{Access, UpstreamErrorKind};
 
+use super::Mirror;
 use super::error::{MirrorError, MirrorErrorKind};
 use super::upstreams::Target;
-use super::Mirror;
 
 /// How many repositories are remembered as public or private, and how many blobs as confirmed in a repository.
 const REMEMBERED_MAX: u64 = 200_000;
 
 /// How long a repository counts as open to all after upstream let us in without a credential.
-const PUBLIC_FOR: Duration = Duration::from_secs(24 * 3600);
+const PUBLIC_FOR: Duration = Duration::from_hours(24);
 
 /// How long one counts as closed: shorter, because people wait for it when they open one.
-const PRIVATE_FOR: Duration = Duration::from_secs(300);
+const PRIVATE_FOR: Duration = Duration::from_mins(5);
 
 /// What is remembered about rights. All of it can be found out again from upstream.
 #[derive(Debug)]
@@ -161,6 +163,7 @@ impl Mirror {
                 mirror.confirmed(&target.repository, &digest, head.size_bytes).await;
                 Ok(head.size_bytes)
             }
+            .boxed()
         };
         self.0.blob_heads.run("blob check", (target.repository.clone(), *digest), work).await.0
     }

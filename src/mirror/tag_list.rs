@@ -2,6 +2,9 @@
 
 use std::sync::Arc;
 
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+
 use crate::clock::Timestamp;
 use crate::oci::Repository;
 use crate::store::{ListName, ListRecord};
@@ -71,7 +74,7 @@ impl Mirror {
         }
         let work = {
             let (mirror, target) = (self.clone(), target.clone());
-            async move { mirror.fetch_tags(&target).await }
+            async move { mirror.fetch_tags(&target).await }.boxed()
         };
         self.list(target, ListName::Tags, true, work).await
     }
@@ -119,26 +122,26 @@ impl Mirror {
         }
         Err(MirrorError::new(
             MirrorErrorKind::Unusable,
-            format!("the tag list of {} has no end within {PAGES_MAX} pages or {TAGS_BYTES_MAX} bytes", target.repository),
+            format!(
+                "the tag list of {} has no end within {PAGES_MAX} pages or {TAGS_BYTES_MAX} bytes",
+                target.repository
+            ),
         ))
     }
 
     /// A list that is fresh, or fetched by `work` once however many ask, or stale because that failed. Lists that are
     /// to be `kept` survive a restart.
-    pub(super) async fn list<F>(
+    pub(super) async fn list(
         &self,
         target: &Target,
         name: ListName,
         kept: bool,
-        work: F,
-    ) -> Result<ListAnswer, MirrorError>
-    where
-        F: Future<Output = Result<ListRecord, MirrorError>> + Send + 'static,
-    {
+        work: BoxFuture<'static, Result<ListRecord, MirrorError>>,
+    ) -> Result<ListAnswer, MirrorError> {
         let key = ListKey { repository: target.repository.clone(), list: name };
         let held = match self.0.lists.get(&key) {
             Some(list) => Some(list),
-            None => self.0.store.list(&key.repository, &key.list).await.unwrap_or_default().map(Arc::new),
+            None => self.0.store.list(&key.repository, &key.list).await.unwrap_or_default(),
         };
         if let Some(list) = &held
             && list.fetched.age().is_some_and(|age| age < self.0.settings.list_ttl)
@@ -150,11 +153,12 @@ impl Mirror {
             async move {
                 let list = Arc::new(work.await?);
                 mirror.0.lists.insert(key.clone(), Arc::clone(&list));
-                if kept && let Err(error) = mirror.0.store.put_list(&key.repository, &key.list, &list).await {
+                if kept && let Err(error) = mirror.0.store.put_list(&key.repository, &key.list, (*list).clone()).await {
                     tracing::warn!(%error, "could not keep a list: {error}");
                 }
                 Ok(list)
             }
+            .boxed()
         };
         match (self.0.list_flights.run("list fetch", key, fetch).await, held) {
             ((Ok(list), joined), _) => {

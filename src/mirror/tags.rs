@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use tokio::time::timeout;
 
 use crate::clock::Timestamp;
@@ -63,7 +64,7 @@ impl Mirror {
     ) -> Result<ManifestAnswer, MirrorError> {
         let policy = &target.upstream.policy;
         let expired_for = match judge(&record, policy.tag_ttl, policy.immutable_tags.matches(tag)) {
-            Freshness::Fresh => return Ok(deleted_or(record, manifest, Outcome::Hit)),
+            Freshness::Fresh => return Ok(deleted_or(&record, manifest, Outcome::Hit)),
             Freshness::Expired(_) if self.0.settings.offline => return Ok(manifest.answer(Outcome::Hit)),
             Freshness::Expired(expired_for) => expired_for,
         };
@@ -132,6 +133,7 @@ impl Mirror {
                 }
                 checked
             }
+            .boxed()
         };
         self.0.tags.run("tag check", key, work).await
     }
@@ -174,8 +176,7 @@ impl Mirror {
     }
 
     async fn get_by_tag(&self, target: &Target, reference: &Reference) -> Result<HeldManifest, MirrorError> {
-        let body =
-            target.upstream.client.get_manifest(&target.repository, reference, Access::Configured).await?;
+        let body = target.upstream.client.get_manifest(&target.repository, reference, Access::Configured).await?;
         // The header, where there is one, names the algorithm that this registry uses; the bytes decide.
         let digest = body.digest.unwrap_or_else(|| Digest::sha256(&body.bytes));
         self.keep_manifest(target, digest, body.bytes, body.media_type.as_deref()).await
@@ -231,12 +232,12 @@ impl Mirror {
         let written = if forget {
             self.0.store.forget_tag(&target.repository, tag).await
         } else {
-            self.0.store.put_tag(&target.repository, tag, record.clone()).await
+            self.0.store.put_tag(&target.repository, tag, record.clone()).await.map(drop)
         };
         if let Err(error) = written {
             tracing::warn!(%error, repository = %target.repository, %tag, "could not record a deleted tag: {error}");
         }
-        if forget { Err(error) } else { Ok(deleted_or(record, manifest, Outcome::Revalidated)) }
+        if forget { Err(error) } else { Ok(deleted_or(&record, manifest, Outcome::Revalidated)) }
     }
 }
 
@@ -246,7 +247,7 @@ fn head_not_supported(error: &UpstreamError) -> bool {
 }
 
 /// The answer for a held tag, with a warning if upstream no longer has it.
-fn deleted_or(record: TagRecord, manifest: HeldManifest, outcome: Outcome) -> ManifestAnswer {
+fn deleted_or(record: &TagRecord, manifest: HeldManifest, outcome: Outcome) -> ManifestAnswer {
     let warning = record.gone.map(|gone| {
         let days = gone.age().unwrap_or_default().as_secs() / 86400;
         format!("upstream deleted this tag {days} days ago; this mirror forgets it 30 days after that")

@@ -78,10 +78,7 @@ impl Upstreams {
     pub fn new(names: Names, entries: Vec<(Policy, Source)>) -> Self {
         Self {
             names,
-            entries: entries
-                .into_iter()
-                .map(|(policy, source)| Entry { policy: Arc::new(policy), source })
-                .collect(),
+            entries: entries.into_iter().map(|(policy, source)| Entry { policy: Arc::new(policy), source }).collect(),
             by_pattern: moka::sync::Cache::new(PATTERN_CLIENTS_MAX),
         }
     }

@@ -108,20 +108,24 @@ impl From<MirrorError> for ErrorResponse {
             MirrorErrorKind::UnknownBlob => (StatusCode::NOT_FOUND, ErrorCode::BlobUnknown),
             MirrorErrorKind::Denied => (StatusCode::FORBIDDEN, ErrorCode::Denied),
             MirrorErrorKind::RateLimited { .. } => (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::TooManyRequests),
-            MirrorErrorKind::Unavailable | MirrorErrorKind::Unusable => (StatusCode::BAD_GATEWAY, ErrorCode::Unavailable),
+            MirrorErrorKind::Unavailable | MirrorErrorKind::Unusable => {
+                (StatusCode::BAD_GATEWAY, ErrorCode::Unavailable)
+            }
             MirrorErrorKind::Timeout => (StatusCode::GATEWAY_TIMEOUT, ErrorCode::Unavailable),
             MirrorErrorKind::Internal => (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable),
         };
         let response = Self::new(status, code, error.message.as_ref());
         match error.kind {
-            MirrorErrorKind::RateLimited { retry_after } => response.retry_after(retry_after.unwrap_or(RATE_LIMIT_PAUSE)),
+            MirrorErrorKind::RateLimited { retry_after } => {
+                response.retry_after(retry_after.unwrap_or(RATE_LIMIT_PAUSE))
+            }
             _ => response,
         }
     }
 }
 
 /// When to come back after an upstream's limit, where upstream did not say.
-const RATE_LIMIT_PAUSE: Duration = Duration::from_secs(60);
+const RATE_LIMIT_PAUSE: Duration = Duration::from_mins(1);
 
 /// The same for HEAD as for GET: the edge sends the headers, the length among them, and leaves the body out.
 impl IntoResponse for ErrorResponse {

@@ -22,7 +22,9 @@ pub(super) async fn answer(ask: &Ask<'_>, reference: &Reference) -> Answer {
     insert_warning(response.headers_mut(), manifest.warning.as_deref());
     let bytes = match range {
         // A manifest is in memory, so its offsets fit a usize.
-        Some(range) => manifest.bytes.slice(usize::try_from(range.first).unwrap_or(0)..=usize::try_from(range.last).unwrap_or(0)),
+        Some(range) => {
+            manifest.bytes.slice(usize::try_from(range.first).unwrap_or(0)..=usize::try_from(range.last).unwrap_or(0))
+        }
         None => manifest.bytes,
     };
     *response.body_mut() = Body::from(bytes);

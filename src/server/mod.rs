@@ -3,8 +3,8 @@
 pub mod accept;
 pub mod access_log;
 pub mod admin;
-pub mod body;
 mod blobs;
+pub mod body;
 pub mod connection;
 pub mod error;
 pub mod listen;

@@ -8,6 +8,7 @@ use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use http::header::{ALLOW, CONTENT_LENGTH, CONTENT_TYPE, HOST};
+use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use tokio::time::timeout;
 
@@ -58,7 +59,9 @@ pub fn router(edge: Edge, metrics: Arc<Metrics>) -> Router {
 
 async fn handle(State(edge): State<Edge>, request: Request) -> Response {
     let mut logged = Logged::default();
-    let head = request.method() == Method::HEAD;
+    // Nothing that is asked here has a body; one that comes all the same is left to the connection.
+    let (request, _body) = request.into_parts();
+    let head = request.method == Method::HEAD;
     let mut response = match answer(&edge, &request, &mut logged).await {
         Ok((mut response, outcome)) => {
             logged.outcome = outcome.label();
@@ -83,23 +86,24 @@ async fn handle(State(edge): State<Edge>, request: Request) -> Response {
     response
 }
 
-async fn answer(edge: &Edge, request: &Request, logged: &mut Logged) -> Answer {
-    let uri = request.uri();
-    let route = route::parse(uri.path(), uri.query())?;
+async fn answer(edge: &Edge, request: &Parts, logged: &mut Logged) -> Answer {
+    let route = route::parse(request.uri.path(), request.uri.query())?;
     logged.kind = kind(&route.endpoint);
-    if let Some(refused) = refuse_method(request.method(), &route) {
+    if let Some(refused) = refuse_method(&request.method, &route) {
         return refused;
     }
     if let Endpoint::Ping = route.endpoint {
         // Never asks upstream: clients take a mirror whose ping fails for a dead one.
         return match &route.prefix {
-            Some(prefix) if edge.mirror.registry_called(prefix).is_none() => {
-                Err(ErrorResponse::new(StatusCode::NOT_FOUND, ErrorCode::NameUnknown, format!("no upstream is called {prefix:?}")))
-            }
+            Some(prefix) if edge.mirror.registry_called(prefix).is_none() => Err(ErrorResponse::new(
+                StatusCode::NOT_FOUND,
+                ErrorCode::NameUnknown,
+                format!("no upstream is called {prefix:?}"),
+            )),
             _ => Ok((json(StatusCode::OK, "{}".to_owned()), Outcome::Local)),
         };
     }
-    let host = request.headers().get(HOST).and_then(|host| host.to_str().ok());
+    let host = request.headers.get(HOST).and_then(|host| host.to_str().ok());
     let target = edge.mirror.resolve(route.prefix.as_deref(), &route.name, route.namespace.as_deref(), host)?;
     logged.upstream = target.upstream.policy.label.to_string();
     logged.repository = target.repository.to_string();
@@ -107,9 +111,9 @@ async fn answer(edge: &Edge, request: &Request, logged: &mut Logged) -> Answer {
         mirror: &edge.mirror,
         target: &target,
         route: &route,
-        headers: request.headers(),
-        head: request.method() == Method::HEAD,
-        abort: request.extensions().get::<AbortHandle>().cloned().unwrap_or_else(AbortHandle::unattached),
+        headers: &request.headers,
+        head: request.method == Method::HEAD,
+        abort: request.extensions.get::<AbortHandle>().cloned().unwrap_or_else(AbortHandle::unattached),
     };
     let answered = timeout(edge.client_header_timeout, dispatch(&ask, logged)).await;
     let (mut response, outcome) = answered.unwrap_or_else(|_elapsed| {
@@ -158,20 +162,24 @@ fn refuse_method(method: &Method, route: &Route) -> Option<Answer> {
     let reads = matches!(*method, Method::GET | Method::HEAD);
     match route.endpoint {
         Endpoint::Catalog if reads => Some(Err(unsupported(StatusCode::NOT_FOUND))),
-        Endpoint::Upload => Some(not_allowed()),
-        _ if !reads => Some(not_allowed()),
+        Endpoint::Upload => Some(Ok(not_allowed())),
+        _ if !reads => Some(Ok(not_allowed())),
         _ => None,
     }
 }
 
-fn not_allowed() -> Answer {
+fn not_allowed() -> (Response, Outcome) {
     let mut response = unsupported(StatusCode::METHOD_NOT_ALLOWED).into_response();
     response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
-    Ok((response, Outcome::Refused))
+    (response, Outcome::Refused)
 }
 
 fn unsupported(status: StatusCode) -> ErrorResponse {
-    ErrorResponse::new(status, ErrorCode::Unsupported, "this is a read-only mirror: it serves manifests, blobs, tags and referrers of its upstreams")
+    ErrorResponse::new(
+        status,
+        ErrorCode::Unsupported,
+        "this is a read-only mirror: it serves manifests, blobs, tags and referrers of its upstreams",
+    )
 }
 
 fn kind(endpoint: &Endpoint) -> &'static str {

@@ -3,7 +3,7 @@
 //! In hyper a response body that yields an error, or ends before its length, loses the frames that are still buffered,
 //! even the response head. So a body here does neither: it says [`AbortHandle::abort`] and stays pending for ever.
 //! hyper flushes after every poll of a body, and calls the stream's `poll_flush` only when all that it had buffered is
-//! written: that is the moment when the response may end, and [`Shared::may_end_short`] turns true.
+//! written: that is the moment when the response may end, and `Shared::may_end_short` turns true.
 
 use std::io;
 use std::pin::Pin;

@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -67,6 +68,7 @@ enum Opened {
 
 impl OpenFile {
     pub(super) fn new(file: File, path: PathBuf, io: Arc<Io>) -> Arc<Self> {
+        io.open_files.fetch_add(1, Ordering::Relaxed);
         Arc::new(Self { file: Some(file), path, io, residue: Mutex::new(None) })
     }
 
@@ -98,6 +100,7 @@ impl OpenFile {
 impl Drop for OpenFile {
     fn drop(&mut self) {
         let (file, residue) = (self.file.take(), self.residue.lock().take());
+        self.io.open_files.fetch_sub(1, Ordering::Relaxed);
         if residue.is_some() {
             // Closing frees the blocks of an unlinked file, which takes a while for a large one.
             self.io.run_deferred(move || {

@@ -52,6 +52,13 @@ pub(super) struct HeldList {
     pub(super) charge: Charge,
 }
 
+/// The last fetched of some manifests, newest first.
+fn newest(manifests: impl Iterator<Item = (Timestamp, Digest)>, limit: usize) -> Vec<Digest> {
+    let mut found: Vec<_> = manifests.collect();
+    found.sort_unstable_by(|a, b| b.cmp(a));
+    found.into_iter().take(limit).map(|(_, manifest)| manifest).collect()
+}
+
 // === impl Catalog ===
 
 impl Catalog {
@@ -160,17 +167,19 @@ impl Catalog {
     /// The manifests recorded in a repository that list a digest, newest first, at most `limit` of them.
     pub(super) fn listing(&self, repository: &Repository, digest: &Digest, limit: usize) -> Vec<Digest> {
         let Some(folder) = self.repositories.get(repository) else { return Vec::new() };
-        let mut found: Vec<(Timestamp, Digest)> = folder
-            .manifests
-            .iter()
-            .filter_map(|(manifest, recorded)| {
-                let (fetched, _) = recorded.record.as_ref()?;
-                let lists = self.manifests.get(manifest)?.children.contains(digest);
-                lists.then_some((*fetched, *manifest))
-            })
-            .collect();
-        found.sort_unstable_by(|a, b| b.cmp(a));
-        found.into_iter().take(limit).map(|(_, manifest)| manifest).collect()
+        let listing = folder.manifests.iter().filter_map(|(manifest, recorded)| {
+            let (fetched, _) = recorded.record.as_ref()?;
+            let lists = self.manifests.get(manifest)?.children.contains(digest);
+            lists.then_some((*fetched, *manifest))
+        });
+        newest(listing, limit)
+    }
+
+    /// The manifests recorded in a repository, newest first, at most `limit` of them.
+    pub(super) fn manifests(&self, repository: &Repository, limit: usize) -> Vec<Digest> {
+        let Some(folder) = self.repositories.get(repository) else { return Vec::new() };
+        let recorded = folder.manifests.iter();
+        newest(recorded.filter_map(|(manifest, recorded)| Some((recorded.record.as_ref()?.0, *manifest))), limit)
     }
 
     /// Every manifest that lists something, for the order of eviction.

@@ -80,11 +80,13 @@ pub(super) struct Space {
     pub(super) total_bytes: u64,
     /// What an ordinary user may still write.
     pub(super) free_bytes: u64,
+    /// 0 where the file system makes inodes as it needs them.
+    pub(super) total_inodes: u64,
     /// `None` where the file system makes inodes as it needs them.
     pub(super) free_inodes: Option<u64>,
 }
 
-/// At most so many buffers go into one `pwritev` (the smallest IOV_MAX among Linux systems).
+/// At most so many buffers go into one `pwritev` (the smallest `IOV_MAX` among Linux systems).
 const SLICES_MAX: usize = 1024;
 
 // === impl Op ===
@@ -150,10 +152,14 @@ impl Disk {
             }
             created = self.create_folder(path);
         }
-        match path.parent() {
-            Some(parent) if created? => self.sync_folder(parent),
-            _ => Ok(()),
+        let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) else {
+            return created.map(drop);
+        };
+        if created? {
+            // Whoever comes next must not take it for durable.
+            self.sync_folder(parent).inspect_err(|_| drop(self.remove_folder(path)))?;
         }
+        Ok(())
     }
 
     /// Creates one folder. `false`: it is already there.
@@ -338,6 +344,7 @@ impl Disk {
             Ok(Space {
                 total_bytes: found.f_blocks.saturating_mul(found.f_frsize),
                 free_bytes: found.f_bavail.saturating_mul(found.f_frsize),
+                total_inodes: found.f_files,
                 free_inodes: (found.f_files > 0).then_some(found.f_favail),
             })
         })

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
+use super::count::{Totals, charge};
 use super::order::Candidate;
 use crate::oci::Digest;
 
@@ -90,31 +91,6 @@ pub(super) struct Victim {
     pub(super) serial: u64,
     pub(super) charged_bytes: u64,
     pub(super) stamp: u64,
-}
-
-/// The sums of an index.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Totals {
-    pub(super) present: u64,
-    pub(super) evicting: u64,
-    pub(super) records: u64,
-    pub(super) reserved: u64,
-    pub(super) capacity: u64,
-    pub(super) blobs: usize,
-    pub(super) in_use: usize,
-}
-
-/// Blocks of the file system: what any file takes at least.
-const BLOCK_BYTES: u64 = 4096;
-
-/// What a blob of `size_bytes` counts: its blocks, and its share of records and folders (law 8).
-pub(super) fn charge(size_bytes: u64) -> u64 {
-    blocks(size_bytes).saturating_add(size_bytes / 1024).saturating_add(512)
-}
-
-/// `size_bytes` rounded up to whole blocks.
-pub(super) fn blocks(size_bytes: u64) -> u64 {
-    size_bytes.div_ceil(BLOCK_BYTES).saturating_mul(BLOCK_BYTES)
 }
 
 // === impl Index: reading, under a shared lock ===
@@ -228,7 +204,7 @@ impl<H> Index<H> {
         self.capacity
     }
 
-    /// The sums; counting the blobs in use walks all entries.
+    /// All sums.
     pub(super) fn totals(&self) -> Totals {
         Totals {
             present: self.present,
@@ -237,7 +213,6 @@ impl<H> Index<H> {
             reserved: self.reserved,
             capacity: self.capacity,
             blobs: self.entries.len(),
-            in_use: self.entries.values().filter(|entry| entry.handle.strong_count() > 0).count(),
         }
     }
 

@@ -1,6 +1,7 @@
 //! The threads that do the store's reading and writing, and the count of what they still have to do.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 
 use tokio::sync::{OwnedMutexGuard, watch};
 
@@ -13,6 +14,8 @@ pub(super) struct Io {
     pub(super) disk: Disk,
     pub(super) pool: Pool,
     deferred: Arc<watch::Sender<usize>>,
+    /// How many files are open for readers.
+    pub(super) open_files: AtomicUsize,
 }
 
 /// Work that nobody waits for, but that [`Io::settled`] counts until this is dropped.
@@ -33,7 +36,7 @@ const STRIPES: usize = 256;
 
 impl Io {
     pub(super) fn new(disk: Disk, pool: Pool) -> Arc<Self> {
-        Arc::new(Self { disk, pool, deferred: Arc::new(watch::Sender::new(0)) })
+        Arc::new(Self { disk, pool, deferred: Arc::new(watch::Sender::new(0)), open_files: AtomicUsize::new(0) })
     }
 
     /// Counts something as still to be done.

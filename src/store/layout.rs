@@ -81,10 +81,7 @@ impl Layout {
     /// The folder of a partial. `turn` is 0 unless the folder of an earlier partial of the same blob is still being
     /// removed.
     pub(super) fn partial(&self, registry: &RegistryName, digest: &Digest, turn: u32) -> PathBuf {
-        let mut name = dashed(digest);
-        if turn > 0 {
-            name.push_str(&format!(".{turn}"));
-        }
+        let name = if turn == 0 { dashed(digest) } else { format!("{}.{turn}", dashed(digest)) };
         self.partials().join(registry.as_str()).join(name)
     }
 

@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::{RwLock, RwLockReadGuard};
 
 use super::blob::OpenFile;
-use super::index::{Grant, Index, charge};
+use super::count::charge;
+use super::index::{Grant, Index};
 use crate::clock::Timestamp;
 use crate::metrics::Metrics;
 use crate::oci::Digest;

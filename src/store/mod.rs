@@ -27,6 +27,7 @@ use crate::tasks::{self, Pool};
 mod audit;
 mod blob;
 mod catalog;
+mod count;
 mod error;
 mod fs;
 mod index;
@@ -43,6 +44,14 @@ mod records;
 mod recover;
 mod room;
 mod sweep;
+
+use catalog::Catalog;
+use fs::Disk;
+use io::{Io, Stripes};
+use layout::Layout;
+use ledger::Ledger;
+use lock::Lock;
+use records::RecordCaches;
 
 pub use blob::{Blob, OpenFile, READ_BYTES_MAX};
 pub use error::{NoRoom, StoreError};
@@ -94,8 +103,8 @@ pub struct Snapshot {
     pub capacity_bytes: u64,
     /// How many blobs are held.
     pub blobs: usize,
-    /// How many blobs are open.
-    pub open_blobs: usize,
+    /// How many files are open for readers: blobs and partials.
+    pub open_files: usize,
     /// How many partials there are, including those whose files are being removed.
     pub partials: usize,
     /// More was found at boot than the capacity allows, and nothing is evicted yet.
@@ -107,6 +116,8 @@ pub struct Snapshot {
 pub struct FileSystemFacts {
     /// How large it is.
     pub total_bytes: u64,
+    /// How many files it can hold; 0 where it has no such limit.
+    pub total_inodes: u64,
     /// How much an ordinary user may still write.
     pub free_bytes: u64,
     /// How much blobs take there already.
@@ -141,14 +152,6 @@ struct Shared {
     lock: Mutex<Option<Lock>>,
 }
 
-use catalog::Catalog;
-use fs::Disk;
-use io::{Io, Stripes};
-use layout::Layout;
-use ledger::Ledger;
-use lock::Lock;
-use records::RecordCaches;
-
 /// How much of small blobs is kept in memory.
 const MEMORY_BYTES: u64 = 64 << 20;
 
@@ -164,7 +167,7 @@ pub fn facts(path: &Path) -> Result<FileSystemFacts, StoreError> {
 
 impl Options {
     /// The grace that `shrink_grace` has outside of tests.
-    pub const SHRINK_GRACE: Duration = Duration::from_secs(600);
+    pub const SHRINK_GRACE: Duration = Duration::from_mins(10);
 }
 
 impl fmt::Debug for Options {
@@ -261,7 +264,7 @@ impl Store {
             reserved_bytes: totals.reserved,
             capacity_bytes: totals.capacity,
             blobs: totals.blobs,
-            open_blobs: totals.in_use,
+            open_files: self.shared.io.open_files.load(Ordering::Relaxed),
             partials: self.shared.partials.lock().len(),
             over_capacity: self.shared.is_in_grace(),
         }

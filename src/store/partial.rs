@@ -6,9 +6,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::blob::OpenFile;
-use super::error::StoreError;
+use super::count::charge;
+use super::error::{NoRoom, StoreError};
 use super::fs::Op;
-use super::index::charge;
 use super::ledger::{Reservation, now};
 use super::publish::{MODE_BLOB, Staged, publish};
 use super::{Shared, Store};
@@ -103,9 +103,7 @@ impl Partial {
             return Err(StoreError::io(Op::Write, &inner.folder.join(DATA), source));
         }
         if !inner.reservation.covers(end) {
-            let target = inner.size_bytes.unwrap_or_else(|| end.next_multiple_of(GROWTH_BYTES));
-            let missing = charge(target) - inner.reservation.charged_bytes();
-            inner.reservation.grow(inner.shared.reserve_charged(missing).await?);
+            inner.grow(end).await?;
         }
         let file = inner.file.clone();
         inner.shared.io.pool.run(move || file.write_at(offset, &chunks)).await?;
@@ -156,6 +154,26 @@ impl Partial {
             inner.reservation.commit(inner.digest, size_bytes, stamp, Some(&inner.file));
             inner.shared.remove_partial(&inner.folder);
         }
+        Ok(())
+    }
+}
+
+impl Inner {
+    /// Grows the reservation to a blob that ends at `end` or later. Where the size is known, or a whole step can't be had,
+    /// to no more than is needed.
+    async fn grow(&mut self, end: u64) -> Result<(), StoreError> {
+        let missing = |size_bytes| charge(size_bytes).saturating_sub(self.reservation.charged_bytes());
+        let (needed, step) = match self.size_bytes {
+            Some(size_bytes) => (missing(size_bytes), missing(size_bytes)),
+            None => (missing(end), missing(end.next_multiple_of(GROWTH_BYTES))),
+        };
+        let more = match self.shared.reserve_charged(step).await {
+            Err(NoRoom::Never { .. } | NoRoom::NotNow { .. }) if needed < step => {
+                self.shared.reserve_charged(needed).await?
+            }
+            other => other?,
+        };
+        self.reservation.grow(more);
         Ok(())
     }
 }

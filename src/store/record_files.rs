@@ -9,8 +9,8 @@ use serde::de::DeserializeOwned;
 use tokio::sync::OwnedMutexGuard;
 
 use super::Shared;
+use super::count::record_charge;
 use super::error::StoreError;
-use super::index::blocks;
 use super::layout::{LISTS, MANIFESTS, TAGS};
 use super::ledger::Charge;
 use super::publish::{MODE_RECORD, publish_bytes};
@@ -21,11 +21,6 @@ const RECORD_BYTES_MAX: u64 = 32 << 20;
 
 /// Held lists take at most this part of the capacity.
 const LISTS_SHARE: u64 = 64;
-
-/// What a record file of `len` bytes counts.
-pub(super) fn record_charge(len: u64) -> u64 {
-    blocks(len) + 512
-}
 
 /// A record as it is written; `None` if it is too large.
 pub(super) fn encode(record: &impl Serialize) -> Option<Vec<u8>> {
@@ -175,6 +170,11 @@ impl Shared {
         self.records.manifests.invalidate(&(repository.clone(), *digest));
     }
 
+    pub(super) fn drop_list(&self, repository: &Repository, file_name: String) {
+        drop(self.catalog.write().remove_list(repository, &file_name));
+        self.records.lists.invalidate(&(repository.clone(), file_name));
+    }
+
     /// Removes the folders of a repository, and those above it, as far as they are empty.
     pub(super) fn remove_empty_folders(&self, repository: &Repository) {
         let own = self.layout.repository(repository);
@@ -204,8 +204,7 @@ impl Shared {
             let Some((repository, file_name)) = oldest else { return Ok(true) };
             let remove = move |shared: &Arc<Self>, repository: &Repository| {
                 shared.io.disk.remove(&shared.layout.list(repository, &file_name))?;
-                drop(shared.catalog.write().remove_list(repository, &file_name));
-                shared.records.lists.invalidate(&(repository.clone(), file_name));
+                shared.drop_list(repository, file_name);
                 shared.remove_empty_folders(repository);
                 Ok::<_, StoreError>(())
             };

@@ -1,15 +1,15 @@
 //! Records: what was learned about tags, manifests and lists, one small JSON file each.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use super::Store;
 use super::catalog::HeldList;
+use super::count::record_charge;
 use super::error::StoreError;
 use super::layout;
-use super::record_files::{encode, record_charge};
+use super::record_files::encode;
 use crate::clock::Timestamp;
 use crate::oci::manifest::Descriptor;
 use crate::oci::{Digest, Repository, Tag};
@@ -23,8 +23,11 @@ pub struct TagRecord {
     pub media_type: String,
     /// When the tag was first seen to point there.
     pub fetched: Timestamp,
-    /// When upstream last confirmed it, or was last asked in vain.
+    /// When upstream last confirmed it.
     pub checked: Timestamp,
+    /// When upstream first said that it has deleted it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gone: Option<Timestamp>,
 }
 
 /// What is known of a manifest in a repository. Its bytes are a blob.
@@ -42,15 +45,25 @@ pub struct ManifestRecord {
     /// The type of artifact that it says it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub artifact_type: Option<String>,
-    /// Its annotations, where it has a subject: lists of referrers repeat them.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub annotations: BTreeMap<String, String>,
     /// What it lists: config, layers, manifests.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub descriptors: Vec<Descriptor>,
     /// Whether it was had without credentials at least once.
     #[serde(default)]
     pub public: bool,
+    /// Those of its descriptors' digests that upstream confirmed to be in this repository: a manifest may name blobs that
+    /// its registry does not hold, or holds for others.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub confirmed: Vec<Digest>,
+}
+
+/// What a repository's manifests say of a digest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// How long the content is.
+    pub size_bytes: u64,
+    /// Upstream confirmed that it's in this repository.
+    pub confirmed: bool,
 }
 
 /// A list that upstream answered with.
@@ -58,27 +71,15 @@ pub struct ManifestRecord {
 pub struct ListRecord {
     /// When it was fetched.
     pub fetched: Timestamp,
-    /// When upstream last confirmed it, or was last asked in vain.
-    pub checked: Timestamp,
-    /// The answer's media type.
-    pub media_type: String,
-    /// The answer's body.
+    /// The list, as whoever stored it reads it.
     pub body: String,
-    /// Where it goes on, in words of whoever stored it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub next: Option<String>,
 }
 
 /// Which list of a repository.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum ListName {
-    /// Its tags: all of them, or the page that was asked for.
-    Tags {
-        /// At most so many.
-        limit: Option<u64>,
-        /// Those after this one.
-        last: Option<String>,
-    },
+    /// Its tags.
+    Tags,
     /// The manifests that refer to one.
     Referrers(Digest),
 }
@@ -99,17 +100,21 @@ type Weighed<T> = (Arc<T>, usize);
 const OVERHEAD_BYTES: usize = 400;
 /// Of so many manifests that list a digest, one has a descriptor that will do, or none is looked for.
 const LINKS_TRIED_MAX: usize = 32;
+/// Of so many manifests of a repository, the newest, one was had without credentials if the repository is public.
+const MANIFESTS_TRIED_MAX: usize = 32;
+
+fn listed_in(record: &ManifestRecord, digest: &Digest) -> Option<Listed> {
+    let found =
+        record.descriptors.iter().find(|descriptor| descriptor.digest == *digest && !descriptor.is_foreign())?;
+    Some(Listed { size_bytes: found.size_bytes, confirmed: record.confirmed.contains(digest) })
+}
 
 // === impl ListName ===
 
 impl ListName {
     fn file_name(&self) -> String {
         match self {
-            Self::Tags { limit: None, last: None } => "tags.json".to_owned(),
-            Self::Tags { limit, last } => {
-                let page = format!("{limit:?} {last:?}");
-                format!("tags-{}.json", Digest::sha256(page.as_bytes()).hex())
-            }
+            Self::Tags => "tags.json".to_owned(),
             Self::Referrers(digest) => format!("referrers-{}.json", layout::dashed(digest)),
         }
     }
@@ -246,35 +251,61 @@ impl Store {
             .await
     }
 
-    /// The descriptor of a digest in the newest manifest recorded in a repository that lists it. Descriptors of content
-    /// that the registry need not hold don't count.
-    pub async fn listed(&self, repository: &Repository, digest: &Digest) -> Result<Option<Descriptor>, StoreError> {
+    /// What the newest manifest recorded in a repository that lists a digest says of it. Descriptors of content that the
+    /// registry need not hold don't count.
+    pub async fn listed(&self, repository: &Repository, digest: &Digest) -> Result<Option<Listed>, StoreError> {
+        let found = self.listing(repository, digest).await?;
+        Ok(found.and_then(|(_, record)| listed_in(&record, digest)))
+    }
+
+    /// Keeps upstream's word that a digest is in a repository, with the manifest that lists it; for nothing if none does.
+    pub async fn confirm(&self, repository: &Repository, digest: &Digest) -> Result<(), StoreError> {
+        match self.listing(repository, digest).await? {
+            Some((manifest, record)) if !record.confirmed.contains(digest) => {
+                let mut record = (*record).clone();
+                record.confirmed.push(*digest);
+                self.put_manifest(repository, manifest, record).await.map(drop)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether any manifest of a repository was had without credentials.
+    pub async fn is_public(&self, repository: &Repository) -> Result<bool, StoreError> {
+        self.shared.ensure_loaded(repository).await?;
+        let manifests = self.shared.catalog.read().manifests(repository, MANIFESTS_TRIED_MAX);
+        for manifest in manifests {
+            if self.manifest(repository, &manifest).await?.is_some_and(|record| record.public) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// The newest manifest of a repository that lists a digest.
+    async fn listing(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<Option<(Digest, Arc<ManifestRecord>)>, StoreError> {
         let key = (repository.clone(), *digest);
         if let Some(manifest) = self.shared.records.links.get(&key)
-            && let Some(descriptor) = self.descriptor_in(repository, &manifest, digest).await?
+            && let Some(record) = self.manifest(repository, &manifest).await?
+            && listed_in(&record, digest).is_some()
         {
-            return Ok(Some(descriptor));
+            return Ok(Some((manifest, record)));
         }
         self.shared.ensure_loaded(repository).await?;
         let listing = self.shared.catalog.read().listing(repository, digest, LINKS_TRIED_MAX);
         for manifest in listing {
-            if let Some(descriptor) = self.descriptor_in(repository, &manifest, digest).await? {
+            if let Some(record) = self.manifest(repository, &manifest).await?
+                && listed_in(&record, digest).is_some()
+            {
                 self.shared.records.links.insert(key, manifest);
-                return Ok(Some(descriptor));
+                return Ok(Some((manifest, record)));
             }
         }
         Ok(None)
-    }
-
-    async fn descriptor_in(
-        &self,
-        repository: &Repository,
-        manifest: &Digest,
-        digest: &Digest,
-    ) -> Result<Option<Descriptor>, StoreError> {
-        let Some(record) = self.manifest(repository, manifest).await? else { return Ok(None) };
-        let mut descriptors = record.descriptors.iter();
-        Ok(descriptors.find(|descriptor| descriptor.digest == *digest && !descriptor.is_foreign()).cloned())
     }
 }
 
@@ -321,16 +352,12 @@ impl Store {
         self.shared
             .put_record(repository, content, path, move |shared, repository, written| {
                 let key = (repository.clone(), file_name);
-                match written {
-                    Some(charge) => {
-                        let list = HeldList { bytes, written: Timestamp::now(), charge };
-                        shared.catalog.write().add_list(repository, key.1.clone(), list);
-                        shared.records.lists.insert(key, (Arc::new(record), weight));
-                    }
-                    None => {
-                        drop(shared.catalog.write().remove_list(repository, &key.1));
-                        shared.records.lists.invalidate(&key);
-                    }
+                if let Some(charge) = written {
+                    let list = HeldList { bytes, written: Timestamp::now(), charge };
+                    shared.catalog.write().add_list(repository, key.1.clone(), list);
+                    shared.records.lists.insert(key, (Arc::new(record), weight));
+                } else {
+                    shared.drop_list(repository, key.1);
                 }
                 true
             })

@@ -9,12 +9,12 @@ use rayon::iter::{IntoParallelIterator as _, ParallelIterator as _};
 
 use super::blob::OpenFile;
 use super::catalog::HeldList;
+use super::count::{charge, record_charge};
 use super::error::StoreError;
-use super::fs::{Disk, Found, Kind};
+use super::fs::{Disk, Found, Kind, Space};
 use super::index::Index;
 use super::layout::{self, ALGORITHMS, LISTS, Layout, MANIFESTS, TAGS};
 use super::publish::{MODE_RECORD, publish_bytes};
-use super::record_files::record_charge;
 use super::records::{ManifestRecord, TagRecord};
 use super::{FileSystemFacts, Shared};
 use crate::clock::Timestamp;
@@ -87,7 +87,7 @@ pub(super) fn recover(disk: &Disk, layout: &Layout, capacity_bytes: u64) -> Resu
     }
     for found in disk.list(&layout.quarantine())? {
         if let Some(facts) = disk.facts(&layout.quarantine().join(found.name))? {
-            index.found_records(super::index::charge(facts.size_bytes));
+            index.found_records(charge(facts.size_bytes));
         }
     }
     Ok(index)
@@ -132,7 +132,6 @@ pub(super) fn facts(disk: &Disk, path: &Path) -> Result<FileSystemFacts, StoreEr
     };
     let above = existing.parent().map(|parent| disk.device(parent)).transpose()?.flatten();
     let own_mount = existing == absolute && (above.is_none() || above != device);
-    let space = disk.space(existing)?;
     let layout = Layout::new(&absolute);
     let mut held_bytes = 0;
     for algorithm in ALGORITHMS {
@@ -143,7 +142,8 @@ pub(super) fn facts(disk: &Disk, path: &Path) -> Result<FileSystemFacts, StoreEr
             }
         }
     }
-    Ok(FileSystemFacts { total_bytes: space.total_bytes, free_bytes: space.free_bytes, held_bytes, own_mount })
+    let Space { total_bytes, free_bytes, total_inodes, .. } = disk.space(existing)?;
+    Ok(FileSystemFacts { total_bytes, total_inodes, free_bytes, held_bytes, own_mount })
 }
 
 // === impl Strange ===

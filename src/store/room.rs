@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::count::charge;
 use super::error::NoRoom;
-use super::index::{Victim, charge};
+use super::index::Victim;
 use super::ledger::{Answer, Reservation, now};
 use super::order::{Order, order};
 use super::{Shared, Store};
@@ -81,12 +82,12 @@ impl Shared {
         let _turn = self.evictor.lock().await;
         let not_now = |reason| NoRoom::NotNow { needed_bytes, reason };
         for _ in 0..ROUNDS {
-            let least = match self.ledger.reserve(needed_bytes) {
+            let (least, blocked) = match self.ledger.reserve(needed_bytes) {
                 Answer::Granted(reservation) => match self.shortage(needed_bytes).await? {
                     0 => return Ok(reservation),
-                    short => short,
+                    short => (short, "the file system is full down to its floor (storage.min_free)"),
                 },
-                Answer::Short { by } => by,
+                Answer::Short { by } => (by, "all that is held is being read, and the rest is reserved"),
                 Answer::Never { capacity_bytes } => return Err(NoRoom::Never { needed_bytes, capacity_bytes }),
             };
             if self.is_in_grace() {
@@ -94,7 +95,7 @@ impl Shared {
             }
             let enough = least + self.low_mark().saturating_sub(needed_bytes);
             if self.evict(least, enough).await == 0 {
-                return Err(not_now("all that is held is being read, and the rest is reserved"));
+                return Err(not_now(blocked));
             }
         }
         Err(not_now("what was freed went to others"))

@@ -30,6 +30,8 @@ struct Visit<'a> {
     ask: &'a Ask<'a>,
     identity: Option<CredentialId>,
     key: TokenKey,
+    /// The identity was shown to the registry or its token server.
+    offered: bool,
 }
 
 /// Token answers above this are refused.
@@ -42,41 +44,50 @@ const SCOPE_BYTES_MAX: usize = 1024;
 impl Inner {
     /// Asks one endpoint, as who we are for this repository. When the registry won't have that credential, asks once
     /// more as nobody: some refuse even public content to a wrong password.
-    pub(super) async fn ask_authorized(
-        self: &Arc<Self>,
-        endpoint: &Endpoint,
-        ask: &Ask<'_>,
-    ) -> Result<Reply, Failure> {
-        let identity = self.identity(ask).filter(|id| !endpoint.has_rejected(*id, ask.repository));
-        let Some(id) = identity else { return self.visit(endpoint, ask, None).await };
-        let refused = match self.visit(endpoint, ask, Some(id)).await {
-            Err(failure) if matches!(failure.kind, UpstreamErrorKind::Refused { .. }) => failure,
-            other => return other,
-        };
-        if matches!(refused.kind, UpstreamErrorKind::Refused { anonymous: true, .. }) {
-            endpoint.reject(id, ask.repository);
-            tracing::warn!(
-                upstream = self.name,
-                endpoint = endpoint.label(),
-                repository = %ask.repository,
-                scope = self.credentials.get(id).map(|credential| credential.scope.as_str()),
-                "the credential was rejected; asking without it for a while"
-            );
+    pub(super) async fn ask_authorized(self: &Arc<Self>, endpoint: &Endpoint, ask: &Ask<'_>) -> Result<Reply, Failure> {
+        let Some(id) = self.identity(ask) else { return self.visit(endpoint, ask, None).run().await };
+        let mut refused = None;
+        if !endpoint.has_rejected(id, ask.repository) {
+            let mut visit = self.visit(endpoint, ask, Some(id));
+            match visit.run().await {
+                Err(failure) if failure.is_refusal() && visit.offered => {
+                    if failure.kind.is_anonymous_refusal() {
+                        self.note_rejected(endpoint, ask, id);
+                    } else {
+                        refused = Some(failure);
+                    }
+                }
+                other => return other,
+            }
         }
-        match self.visit(endpoint, ask, None).await {
-            Err(failure) if matches!(failure.kind, UpstreamErrorKind::Refused { .. }) => Err(refused),
+        match self.visit(endpoint, ask, None).run().await {
+            Err(failure) if failure.is_refusal() => {
+                let scope = self.credentials.get(id).map_or("", |credential| credential.scope.as_str());
+                Err(refused.unwrap_or_else(|| failure.because(format!("the credential for {scope} was rejected"))))
+            }
             other => other,
         }
     }
 
-    async fn visit(
-        self: &Arc<Self>,
-        endpoint: &Endpoint,
-        ask: &Ask<'_>,
+    fn note_rejected(&self, endpoint: &Endpoint, ask: &Ask<'_>, id: CredentialId) {
+        endpoint.reject(id, ask.repository);
+        tracing::warn!(
+            upstream = self.name,
+            endpoint = endpoint.label(),
+            repository = %ask.repository,
+            scope = self.credentials.get(id).map(|credential| credential.scope.as_str()),
+            "the credential was rejected; asking without it for a while"
+        );
+    }
+
+    fn visit<'a>(
+        self: &'a Arc<Self>,
+        endpoint: &'a Endpoint,
+        ask: &'a Ask<'a>,
         identity: Option<CredentialId>,
-    ) -> Result<Reply, Failure> {
+    ) -> Visit<'a> {
         let key = TokenKey { place: place(&endpoint.url), identity, scope: ask.scope() };
-        Visit { inner: self, endpoint, ask, identity, key }.run().await
+        Visit { inner: self, endpoint, ask, identity, key, offered: false }
     }
 
     /// Fetches a token for `key`, sharing the request with everyone else who wants it.
@@ -98,7 +109,7 @@ impl Inner {
             request = request.basic_auth(&credential.username, Some(credential.password.expose()));
         }
         let request = request.build().map_err(|error| Failure::protocol(error.without_url().to_string()))?;
-        let at_server = |failure: Failure| failure.from_token_server(&server);
+        let at_server = |failure: Failure| failure.at_token_server(&server);
         let response = self.client.send("token", request).await.map_err(at_server)?;
         let status = response.status();
         if status != StatusCode::OK {
@@ -142,7 +153,7 @@ impl Inner {
 // === impl Visit ===
 
 impl Visit<'_> {
-    async fn run(&self) -> Result<Reply, Failure> {
+    async fn run(&mut self) -> Result<Reply, Failure> {
         let mut pass = self.pass_held();
         let mut reply = self.send(&pass).await?;
         if reply.is_unauthorized() && !matches!(pass, Pass::Nothing) {
@@ -190,7 +201,7 @@ impl Visit<'_> {
     }
 
     /// What is held from earlier requests. A token that will expire soon is used once more while the next one is fetched.
-    fn pass_held(&self) -> Pass {
+    fn pass_held(&mut self) -> Pass {
         let now = Instant::now();
         if let Some(token) = self.inner.tokens.get(&self.key, now) {
             if token.is_due(now) {
@@ -198,9 +209,12 @@ impl Visit<'_> {
                 // The flight runs on by itself; who comes after its end finds the new token.
                 drop(self.inner.tokens.fetch(&self.key, async move { inner.fetch_token(grant, identity).await }));
             }
+            self.offered = self.identity.is_some();
             return Pass::Bearer(token);
         }
-        self.identity.filter(|_| self.endpoint.speaks_basic()).map_or(Pass::Nothing, Pass::Basic)
+        let basic = self.identity.filter(|_| self.endpoint.speaks_basic());
+        self.offered = basic.is_some();
+        basic.map_or(Pass::Nothing, Pass::Basic)
     }
 
     fn drop_pass(&self, pass: &Pass) {
@@ -226,13 +240,15 @@ impl Visit<'_> {
         Ok(found)
     }
 
-    async fn pass_for(&self, challenge: &Challenge, more: Option<String>) -> Result<Pass, Failure> {
+    async fn pass_for(&mut self, challenge: &Challenge, more: Option<String>) -> Result<Pass, Failure> {
         let Challenge::Bearer { realm, service, .. } = challenge else {
             let Some(id) = self.identity else { return Ok(Pass::Nothing) };
+            self.offered = true;
             self.endpoint.remember_basic(true);
             return Ok(Pass::Basic(id));
         };
         let realm = self.inner.realm(self.endpoint, realm, self.identity.is_some())?;
+        self.offered = self.identity.is_some();
         let service = service.clone().unwrap_or_else(|| place(&self.endpoint.url));
         let mut scopes = vec![self.key.scope.clone()];
         scopes.extend(more.filter(|more| *more != self.key.scope));

@@ -84,6 +84,8 @@ impl Upstream {
         match self.0.ask(&ask).await {
             Ok(answer) => {
                 self.checked(whole(&answer), &answer)?;
+                self.checked(as_it_is(answer.response.headers()), &answer)?;
+                self.checked(no_page(answer.response.headers()), &answer)?;
                 Ok(BlobHead { size_bytes: number(answer.response.headers(), header::CONTENT_LENGTH) })
             }
             Err(error) => match error.kind {
@@ -255,6 +257,7 @@ impl BodyReader {
 mod tests {
     use super::*;
 
+    #[expect(clippy::unnecessary_wraps, reason = "compared with options")]
     fn part(first: u64, last: u64, total: Option<u64>) -> Option<ContentRange> {
         Some(ContentRange::Part { first, last, total })
     }

@@ -181,21 +181,19 @@ mod tests {
         lines.iter().map(|line| (WWW_AUTHENTICATE, line.parse().unwrap())).collect()
     }
 
+    #[expect(clippy::unnecessary_wraps, reason = "compared with options")]
     fn bearer(realm: &str, service: Option<&str>, scope: Option<&str>, error: Option<&str>) -> Option<Challenge> {
         let own = |text: Option<&str>| text.map(ToOwned::to_owned);
-        Some(Challenge::Bearer {
-            realm: realm.to_owned(),
-            service: own(service),
-            scope: own(scope),
-            error: own(error),
-        })
+        Some(Challenge::Bearer { realm: realm.to_owned(), service: own(service), scope: own(scope), error: own(error) })
     }
 
     #[test]
     fn challenges_seen_in_the_wild() {
         for (lines, expected) in [
             (
-                &[r#"Bearer realm="https://auth.docker.io/token",service="registry.docker.io",scope="repository:library/alpine:pull""#][..],
+                &[
+                    r#"Bearer realm="https://auth.docker.io/token",service="registry.docker.io",scope="repository:library/alpine:pull""#,
+                ][..],
                 bearer(
                     "https://auth.docker.io/token",
                     Some("registry.docker.io"),
@@ -203,14 +201,24 @@ mod tests {
                     None,
                 ),
             ),
-            (&[r#"Bearer realm="https://nvcr.io/proxy_auth""#][..], bearer("https://nvcr.io/proxy_auth", None, None, None)),
             (
-                &[r#"bearer realm=https://a/t , SERVICE=x,error="insufficient_scope",scope="repository:a:pull,push""#][..],
+                &[r#"Bearer realm="https://nvcr.io/proxy_auth""#][..],
+                bearer("https://nvcr.io/proxy_auth", None, None, None),
+            ),
+            (
+                &[r#"bearer realm=https://a/t , SERVICE=x,error="insufficient_scope",scope="repository:a:pull,push""#]
+                    [..],
                 bearer("https://a/t", Some("x"), Some("repository:a:pull,push"), Some("insufficient_scope")),
             ),
-            (&[r#"Basic realm="https://1.dkr.ecr.eu-west-1.amazonaws.com/",service="ecr.amazonaws.com""#][..], Some(Challenge::Basic)),
+            (
+                &[r#"Basic realm="https://1.dkr.ecr.eu-west-1.amazonaws.com/",service="ecr.amazonaws.com""#][..],
+                Some(Challenge::Basic),
+            ),
             (&["Basic", r#"Bearer realm="https://a/t""#][..], bearer("https://a/t", None, None, None)),
-            (&[r#"Basic realm="x", Bearer realm="https://a/t",service="s""#][..], bearer("https://a/t", Some("s"), None, None)),
+            (
+                &[r#"Basic realm="x", Bearer realm="https://a/t",service="s""#][..],
+                bearer("https://a/t", Some("s"), None, None),
+            ),
             (&[r#"Negotiate YIIabc==, NTLM, Bearer realm="https://a/t""#][..], bearer("https://a/t", None, None, None)),
             (&[r#"Bearer realm="https://a/t?a=\"b\"""#][..], bearer("https://a/t?a=\"b\"", None, None, None)),
             (&[r#"Bearer realm="https://a/unclosed"#][..], bearer("https://a/unclosed", None, None, None)),
@@ -252,7 +260,7 @@ mod tests {
             let mut line = format!("{before}Bearer ");
             for (name, value) in names.iter().zip(&values) {
                 let quoted = value.replace('\\', "\\\\").replace('"', "\\\"");
-                line.push_str(&format!("{name}=\"{quoted}\","));
+                line.extend([name, "=\"", &quoted, "\","]);
             }
             let offers = offers(line.as_bytes());
             let bearer = offers.last().unwrap();

@@ -35,6 +35,9 @@ impl Endpoint {
     pub(super) fn new(mut url: Url) -> Self {
         url.set_query(None);
         url.set_fragment(None);
+        // Credentials have their own place. These can't fail: an endpoint has a host.
+        let _ = url.set_username("");
+        let _ = url.set_password(None);
         let label = place(&url);
         Self {
             url,
@@ -104,7 +107,7 @@ mod tests {
         for (endpoint, address) in [
             ("https://registry.example", "https://registry.example/v2/a/tags/list"),
             ("https://registry.example/", "https://registry.example/v2/a/tags/list"),
-            ("http://h:5000/base/?x=y#z", "http://h:5000/base/v2/a/tags/list"),
+            ("http://u:p@h:5000/base/?x=y#z", "http://h:5000/base/v2/a/tags/list"),
         ] {
             assert_eq!(Endpoint::new(endpoint.parse().unwrap()).address("a/tags/list").as_str(), address);
         }

@@ -113,6 +113,10 @@ impl UpstreamErrorKind {
         }
     }
 
+    pub(super) fn is_anonymous_refusal(&self) -> bool {
+        matches!(self, Self::Refused { anonymous: true, .. })
+    }
+
     fn advice(&self) -> &'static str {
         match self {
             Self::NotFound { .. } => "check the image's name, tag or digest",
@@ -180,11 +184,11 @@ impl Failure {
     /// ones hold the address with its query string.
     pub(super) fn of_exchange(error: &reqwest::Error) -> Self {
         let causes = Causes(Some(error));
-        let refused = causes.clone().find_map(|cause| cause.downcast_ref::<super::resolver::NoPublicAddress>());
+        let refused = causes.clone().find_map(<dyn StdError>::downcast_ref::<super::resolver::NoPublicAddress>);
         if let Some(refused) = refused {
             return Self::refused_target(refused.to_string());
         }
-        let kind = if causes.clone().any(|cause| cause.is::<rustls::Error>()) {
+        let kind = if causes.clone().any(<dyn StdError>::is::<rustls::Error>) {
             UpstreamErrorKind::Tls
         } else if error.is_connect() && error.is_timeout() {
             UpstreamErrorKind::Timeout(Phase::Connect)
@@ -198,12 +202,21 @@ impl Failure {
     }
 
     /// Says that it was not the registry itself that failed, but the server that hands out its tokens.
-    pub(super) fn from_token_server(self, server: &str) -> Self {
+    pub(super) fn at_token_server(self, server: &str) -> Self {
+        self.because(format!("token server {server}"))
+    }
+
+    /// Puts `reason` in front of the cause.
+    pub(super) fn because(self, reason: String) -> Self {
         let cause = match self.cause {
-            Some(cause) => format!("token server {server}: {cause}"),
-            None => format!("token server {server}"),
+            Some(cause) => format!("{reason}: {cause}"),
+            None => reason,
         };
         Self { kind: self.kind, cause: Some(cause) }
+    }
+
+    pub(super) fn is_refusal(&self) -> bool {
+        matches!(self.kind, UpstreamErrorKind::Refused { .. })
     }
 
     /// The `status` label of an exchange that brought no status.

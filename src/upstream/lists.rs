@@ -1,15 +1,16 @@
 //! Lists asked of an upstream: tags, and what refers to a manifest.
 
-use bytes::Bytes;
 use http::StatusCode;
 use serde_json::Value;
 use url::{Url, form_urlencoded};
 
 use super::error::{Failure, UpstreamError, UpstreamErrorKind};
 use super::link;
-use super::manifests::as_it_is;
+use super::manifests::{as_it_is, whole};
 use super::request::Ask;
-use super::Upstream;
+use super::{Access, Upstream};
+use crate::oci::manifest::MANIFEST_BYTES_MAX;
+use crate::oci::referrers::{self, InvalidReferrers};
 use crate::oci::{Digest, Repository, media};
 
 /// One page of a tag list.
@@ -31,27 +32,38 @@ pub struct TagCursor {
 }
 
 /// An upstream's answer about what refers to a manifest.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Referrers {
-    /// An image index as JSON, all pages in one.
-    List(Bytes),
+    /// All pages in one.
+    List(referrers::Referrers),
     /// The registry has no such API; a tag may hold the list.
     Unsupported,
 }
 
 /// A page with 10 000 tags of 128 characters has 1.3 MB.
 const TAGS_BYTES_MAX: usize = 8 * 1024 * 1024;
-/// For all pages of a referrers list together.
-const REFERRERS_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// For all pages of a referrers list together: what is read of one as an index.
+const REFERRERS_BYTES_MAX: usize = MANIFEST_BYTES_MAX;
 const REFERRERS_PAGES_MAX: usize = 100;
 
-/// One page of a referrers list, as received and as read.
+/// One page of a referrers list.
 struct ReferrersPage {
-    body: Bytes,
-    index: Value,
+    list: referrers::Referrers,
+    bytes: usize,
     /// The query of the next page's address.
     next: Option<String>,
     endpoint: String,
+}
+
+fn page_query(limit: Option<u64>, last: Option<&str>) -> Option<String> {
+    let mut query = form_urlencoded::Serializer::new(String::new());
+    if let Some(limit) = limit {
+        query.append_pair("n", &limit.to_string());
+    }
+    if let Some(last) = last {
+        query.append_pair("last", last);
+    }
+    Some(query.finish()).filter(|query| !query.is_empty())
 }
 
 // === impl Upstream ===
@@ -63,17 +75,12 @@ impl Upstream {
         repository: &Repository,
         limit: Option<u64>,
         last: Option<&str>,
+        access: Access,
     ) -> Result<TagPage, UpstreamError> {
-        let mut query = form_urlencoded::Serializer::new(String::new());
-        if let Some(limit) = limit {
-            query.append_pair("n", &limit.to_string());
-        }
-        if let Some(last) = last {
-            query.append_pair("last", last);
-        }
-        let query = Some(query.finish()).filter(|query| !query.is_empty());
-        let ask = Ask { query, ..Ask::get("tags", repository, "tags/list".to_owned()) };
+        let query = page_query(limit, last);
+        let ask = Ask { query, access, ..Ask::get("tags", repository, "tags/list".to_owned()) };
         let answer = self.0.ask(&ask).await?;
+        self.checked(whole(&answer), &answer)?;
         self.checked(as_it_is(answer.response.headers()), &answer)?;
         let (next, endpoint) = (link::next(answer.response.headers()), answer.endpoint.clone());
         let body = self.body(answer, TAGS_BYTES_MAX).await?;
@@ -90,21 +97,20 @@ impl Upstream {
         let Some(first) = self.referrers_page(repository, subject, None, REFERRERS_BYTES_MAX).await? else {
             return Ok(Referrers::Unsupported);
         };
-        let Some(mut next) = first.next else { return Ok(Referrers::List(first.body)) };
-        let (mut merged, mut bytes, endpoint) = (first.index, first.body.len(), first.endpoint);
+        let ReferrersPage { mut list, mut next, mut bytes, endpoint } = first;
+        let wrong = |what: String| Failure::protocol(what).at(&self.0.name, &endpoint);
         for _ in 1..REFERRERS_PAGES_MAX {
-            let page = self.referrers_page(repository, subject, Some(next), REFERRERS_BYTES_MAX - bytes).await?;
-            let page = page.ok_or_else(|| {
-                Failure::protocol("a list of referrers that ends in the middle").at(&self.0.name, &endpoint)
-            })?;
-            bytes += page.body.len();
-            append(&mut merged, page.index);
-            match page.next {
-                Some(query) => next = query,
-                None => return Ok(Referrers::List(Bytes::from(merged.to_string()))),
-            }
+            let Some(query) = next else { return Ok(Referrers::List(list)) };
+            let page = self.referrers_page(repository, subject, Some(query), REFERRERS_BYTES_MAX - bytes).await?;
+            let page = page.ok_or_else(|| wrong("a list of referrers that ends in the middle".to_owned()))?;
+            list.merge(page.list).map_err(|error| wrong(error.to_string()))?;
+            bytes += page.bytes;
+            next = page.next;
         }
-        Err(Failure::protocol(format!("more than {REFERRERS_PAGES_MAX} pages of referrers")).at(&self.0.name, &endpoint))
+        match next {
+            None => Ok(Referrers::List(list)),
+            Some(_) => Err(wrong(format!("more than {REFERRERS_PAGES_MAX} pages of referrers"))),
+        }
     }
 
     /// One page; `None` when the answer means that there is no such API.
@@ -131,16 +137,19 @@ impl Upstream {
         let next = next.and_then(|target| next_query(answer.response.url(), &target));
         let endpoint = answer.endpoint.clone();
         let body = self.body(answer, bytes_max).await?;
-        Ok(index(&body).map(|index| ReferrersPage { body, index, next, endpoint }))
+        match referrers::Referrers::parse(&body) {
+            Ok(list) => Ok(Some(ReferrersPage { list, bytes: body.len(), next, endpoint })),
+            Err(InvalidReferrers::NotJson(_) | InvalidReferrers::NotIndex(_)) => Ok(None),
+            Err(error @ (InvalidReferrers::TooLarge { .. } | InvalidReferrers::TooMany)) => {
+                Err(Failure::protocol(error.to_string()).at(&self.0.name, &endpoint))
+            }
+        }
     }
 }
 
 /// What a registry without the API says: 404 (with or without an OCI body), an odd status, or the way to a login page.
 fn means_unsupported(kind: &UpstreamErrorKind) -> bool {
-    matches!(
-        kind,
-        UpstreamErrorKind::NotFound { .. } | UpstreamErrorKind::Status(400 | 405 | 406 | 300..=399)
-    )
+    matches!(kind, UpstreamErrorKind::NotFound { .. } | UpstreamErrorKind::Status(400 | 405 | 406 | 300..=399))
 }
 
 /// The tags in a page's body.
@@ -148,7 +157,9 @@ fn tags(body: &[u8]) -> Result<Vec<String>, Failure> {
     let wrong = || Failure::protocol("a tag list that is not one");
     let page: Value = serde_json::from_slice(body).map_err(|_| wrong())?;
     match page.get("tags") {
-        Some(Value::Array(tags)) => tags.iter().map(|tag| tag.as_str().map(ToOwned::to_owned).ok_or_else(wrong)).collect(),
+        Some(Value::Array(tags)) => {
+            tags.iter().map(|tag| tag.as_str().map(ToOwned::to_owned).ok_or_else(wrong)).collect()
+        }
         Some(Value::Null) => Ok(Vec::new()),
         None if page.get("name").is_some() => Ok(Vec::new()),
         Some(_) | None => Err(wrong()),
@@ -164,21 +175,6 @@ fn cursor(target: &str, tags: &[String]) -> Option<TagCursor> {
     };
     let last = value("last").filter(|last| !last.is_empty()).or_else(|| tags.last().cloned())?;
     Some(TagCursor { limit: value("n").and_then(|n| n.parse().ok()), last })
-}
-
-/// An image index, if `body` is one.
-fn index(body: &[u8]) -> Option<Value> {
-    let index: Value = serde_json::from_slice(body).ok()?;
-    index.get("manifests")?.is_array().then_some(index)
-}
-
-/// Appends a page's descriptors.
-fn append(merged: &mut Value, page: Value) {
-    if let (Some(Value::Array(all)), Value::Object(mut page)) = (merged.get_mut("manifests"), page)
-        && let Some(Value::Array(more)) = page.remove("manifests")
-    {
-        all.extend(more);
-    }
 }
 
 /// The query of the link to the next page: opaque, but it must be the same list that it continues.

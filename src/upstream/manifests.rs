@@ -7,7 +7,8 @@ use reqwest::Method;
 use super::error::{Failure, UpstreamError};
 use super::request::{Answer, Ask};
 use super::{Access, Upstream};
-use crate::oci::{Digest, Reference, Repository};
+use crate::oci::manifest::MANIFEST_BYTES_MAX;
+use crate::oci::{Digest, Reference, Repository, media};
 
 /// What an upstream says about a manifest without sending it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,15 +31,6 @@ pub struct ManifestBody {
     /// The digest that upstream claims.
     pub digest: Option<Digest>,
 }
-
-/// Manifests above this are refused. Clients stop at 4 MiB.
-const MANIFEST_BYTES_MAX: usize = 8 * 1024 * 1024;
-
-/// What upstreams are told that we accept: everything. A narrow list would poison what is held for other clients.
-const ACCEPT_MANIFESTS: &str = "application/vnd.oci.image.index.v1+json, \
-     application/vnd.oci.image.manifest.v1+json, \
-     application/vnd.docker.distribution.manifest.list.v2+json, \
-     application/vnd.docker.distribution.manifest.v2+json, */*";
 
 // === impl Upstream ===
 
@@ -80,7 +72,7 @@ impl Upstream {
         let ask = Ask {
             method,
             access,
-            accept: Some(ACCEPT_MANIFESTS),
+            accept: Some(media::ACCEPT_MANIFESTS),
             ..Ask::get("manifest", repository, format!("manifests/{reference}"))
         };
         let answer = self.0.ask(&ask).await?;

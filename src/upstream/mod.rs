@@ -109,6 +109,10 @@ impl Upstream {
             Some(Host::Domain(name)) => Some(name.to_owned()),
             Some(Host::Ipv4(_) | Host::Ipv6(_)) | None => None,
         });
+        // An endpoint may point at its siblings, wherever they are.
+        let siblings = options.endpoints.iter().filter_map(Url::host_str).filter(|_| !options.public_only);
+        let hosts = options.redirect_hosts.iter().map(String::as_str).chain(siblings);
+        let redirect_hosts = hosts.map(|host| host.trim_matches(['[', ']']).to_ascii_lowercase()).collect();
         let resolver = Resolver::new(network, names, options.public_only);
         let connections = options.max_connections.clamp(1, Semaphore::MAX_PERMITS);
         let settings = Settings {
@@ -124,7 +128,7 @@ impl Upstream {
             name: options.name,
             endpoints: options.endpoints.into_iter().map(Endpoint::new).collect(),
             credentials: options.credentials,
-            redirect_hosts: options.redirect_hosts,
+            redirect_hosts,
             public_only: options.public_only,
             resolver,
             tokens: Tokens::new(),
@@ -135,6 +139,11 @@ impl Upstream {
     /// Its name in messages and metrics.
     pub fn name(&self) -> &str {
         &self.0.name
+    }
+
+    /// Whether a credential is configured for anything there.
+    pub fn has_credentials(&self) -> bool {
+        !self.0.credentials.is_empty()
     }
 
     /// Whether a credential is configured for this repository.

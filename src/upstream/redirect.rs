@@ -11,7 +11,7 @@ pub(super) struct Rules<'a> {
     pub(super) endpoint: &'a Url,
     /// The upstream itself lives on a private address, so it may point at such addresses.
     pub(super) private: bool,
-    /// Hosts that are allowed in any case: names, addresses, or `*.suffix`.
+    /// Hosts that are allowed in any case: names, addresses (without brackets), or `*.suffix`; in lower case.
     pub(super) allowed: &'a [String],
     /// Whether an address is a public one.
     pub(super) is_public: fn(IpAddr) -> bool,
@@ -93,9 +93,10 @@ impl Rules<'_> {
 
     fn is_allowed(&self, host: &Host<&str>) -> bool {
         let host = host.to_string();
+        let host = host.trim_matches(['[', ']']);
         self.allowed.iter().any(|allowed| match allowed.strip_prefix('*') {
             Some(suffix) => suffix.starts_with('.') && host.len() > suffix.len() && host.ends_with(suffix),
-            None => allowed.eq_ignore_ascii_case(&host),
+            None => allowed == host,
         })
     }
 }
@@ -121,7 +122,7 @@ mod tests {
     fn redirects_of_a_public_https_upstream() {
         let endpoint = url("https://registry.example");
         let current = url("https://registry.example/v2/a/blobs/x");
-        let allowed = ["minio.corp".to_owned(), "10.0.0.9".to_owned(), "*.cdn.corp".to_owned()];
+        let allowed = ["minio.corp".to_owned(), "10.0.0.9".to_owned(), "fd00::9".to_owned(), "*.cdn.corp".to_owned()];
         let rules = rules(&endpoint, false, &allowed);
         for (location, guard) in [
             ("/elsewhere", None),
@@ -131,6 +132,7 @@ mod tests {
             ("https://1.1.1.1/x", None),
             ("https://minio.corp/x", None),
             ("https://10.0.0.9:9000/x", None),
+            ("https://[fd00::9]/x", None),
             ("https://a.cdn.corp/x", None),
             ("https://cdn.corp/x", Some("cdn.corp")),
         ] {
@@ -138,10 +140,21 @@ mod tests {
             assert_eq!(target.guard.as_deref(), guard, "{location}");
         }
         for location in [
-            "http://registry.example/x", "http://cdn.example/x", "https://127.0.0.1/x", "https://[::1]/x",
-            "https://0x7f.1/x", "https://2130706433/x", "https://[::ffff:10.0.0.1]/x", "https://169.254.169.254/latest",
-            "https://localhost/x", "https://a.localhost./x", "ftp://cdn.example/x", "https://u:p@cdn.example/x",
-            "file:///etc/passwd", "https://", "\u{0}https://[",
+            "http://registry.example/x",
+            "http://cdn.example/x",
+            "https://127.0.0.1/x",
+            "https://[::1]/x",
+            "https://0x7f.1/x",
+            "https://2130706433/x",
+            "https://[::ffff:10.0.0.1]/x",
+            "https://169.254.169.254/latest",
+            "https://localhost/x",
+            "https://a.localhost./x",
+            "ftp://cdn.example/x",
+            "https://u:p@cdn.example/x",
+            "file:///etc/passwd",
+            "https://",
+            "\u{0}https://[",
         ] {
             assert!(rules.redirect(&current, location.as_bytes()).is_err(), "{location}");
         }

@@ -162,6 +162,7 @@ impl Inner {
     }
 
     async fn ask_endpoint(self: &Arc<Self>, endpoint: &Endpoint, ask: &Ask<'_>) -> Result<Response, Failure> {
+        self.may_dial(endpoint)?;
         let reply = self.ask_authorized(endpoint, ask).await?;
         let status = reply.response.status();
         match status {
@@ -169,6 +170,14 @@ impl Inner {
             _ if status.is_success() => Err(Failure::protocol(format!("status {status} to a read"))),
             _ => Err(self.failure_of(reply).await),
         }
+    }
+
+    /// Names are watched by the resolver, addresses here.
+    fn may_dial(&self, endpoint: &Endpoint) -> Result<(), Failure> {
+        if self.public_only && self.has_private_literal() {
+            return Err(Failure::refused_target(format!("{} is not a public address", endpoint.label())));
+        }
+        Ok(())
     }
 
     /// Reads an answer that is none, its body included.
@@ -268,8 +277,7 @@ impl Inner {
     fn next_hop(&self, endpoint: &Endpoint, current: &Url, headers: &HeaderMap) -> Result<Url, Failure> {
         let location =
             headers.get(header::LOCATION).ok_or_else(|| Failure::protocol("a redirect without a location"))?;
-        let target =
-            self.rules(endpoint).redirect(current, location.as_bytes()).map_err(Failure::refused_target)?;
+        let target = self.rules(endpoint).redirect(current, location.as_bytes()).map_err(Failure::refused_target)?;
         self.guarded(target)
     }
 
@@ -313,12 +321,11 @@ fn leads_away(current: &Url, headers: &HeaderMap) -> bool {
 /// `Retry-After` in seconds or as a date.
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
-    let wait = match text.parse::<u64>() {
-        Ok(seconds) => Duration::from_secs(seconds),
-        Err(_) => {
-            let date = httpdate::parse_http_date(text).ok()?.duration_since(std::time::UNIX_EPOCH).ok()?;
-            date.saturating_sub(Duration::from_millis(Timestamp::now().0))
-        }
+    let wait = if let Ok(seconds) = text.parse() {
+        Duration::from_secs(seconds)
+    } else {
+        let date = httpdate::parse_http_date(text).ok()?.duration_since(std::time::UNIX_EPOCH).ok()?;
+        date.saturating_sub(Duration::from_millis(Timestamp::now().0))
     };
     Some(wait.min(RETRY_AFTER_MAX))
 }

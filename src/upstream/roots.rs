@@ -1,7 +1,7 @@
 //! TLS towards upstreams: whose certificates are believed.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, ring};
@@ -14,19 +14,13 @@ use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme
 pub(super) enum TlsSettingsError {
     /// The file can't be read, or is no PEM.
     #[error("ca_file {path}: {source}; it must hold certificates in PEM form", path = path.display())]
-    CaFile {
-        path: PathBuf,
-        source: rustls::pki_types::pem::Error,
-    },
+    CaFile { path: PathBuf, source: rustls::pki_types::pem::Error },
     /// The file holds no certificate.
     #[error("ca_file {path} holds no certificate", path = .0.display())]
     Empty(PathBuf),
     /// One of its certificates is none.
     #[error("ca_file {path}: {source}", path = path.display())]
-    Certificate {
-        path: PathBuf,
-        source: rustls::Error,
-    },
+    Certificate { path: PathBuf, source: rustls::Error },
     /// The TLS library would not have it.
     #[error("TLS settings: {0}")]
     Rustls(#[from] rustls::Error),
@@ -52,11 +46,21 @@ pub(super) fn settings(ca_file: Option<&Path>, skip_verify: bool) -> Result<Clie
     Ok(settings)
 }
 
+/// The bundled roots and the system's, read once for all upstreams.
+fn default_roots() -> RootCertStore {
+    static ROOTS: OnceLock<RootCertStore> = OnceLock::new();
+    let load = || {
+        let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
+        let system = rustls_native_certs::load_native_certs();
+        let (added, ignored) = roots.add_parsable_certificates(system.certs);
+        tracing::debug!(added, ignored, errors = system.errors.len(), "system root certificates loaded");
+        roots
+    };
+    ROOTS.get_or_init(load).clone()
+}
+
 fn roots(ca_file: Option<&Path>) -> Result<RootCertStore, TlsSettingsError> {
-    let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
-    let system = rustls_native_certs::load_native_certs();
-    let (added, ignored) = roots.add_parsable_certificates(system.certs);
-    tracing::debug!(added, ignored, errors = system.errors.len(), "system root certificates loaded");
+    let mut roots = default_roots();
     if let Some(path) = ca_file {
         add_file(&mut roots, path)?;
     }
@@ -68,9 +72,7 @@ fn add_file(roots: &mut RootCertStore, path: &Path) -> Result<(), TlsSettingsErr
     let mut empty = true;
     for certificate in CertificateDer::pem_file_iter(path).map_err(unreadable)? {
         let certificate = certificate.map_err(unreadable)?;
-        roots
-            .add(certificate)
-            .map_err(|source| TlsSettingsError::Certificate { path: path.to_owned(), source })?;
+        roots.add(certificate).map_err(|source| TlsSettingsError::Certificate { path: path.to_owned(), source })?;
         empty = false;
     }
     if empty { Err(TlsSettingsError::Empty(path.to_owned())) } else { Ok(()) }

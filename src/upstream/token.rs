@@ -65,7 +65,7 @@ struct Landing {
 }
 
 /// Lifetime where the token server names none, or a shorter one (token specification).
-const LIFETIME_MIN: Duration = Duration::from_secs(60);
+const LIFETIME_MIN: Duration = Duration::from_mins(1);
 /// No promise longer than this is believed.
 const LIFETIME_MAX: Duration = Duration::from_hours(24);
 /// Tokens held at most; each repository has its own.
@@ -143,10 +143,8 @@ impl Tokens {
         }
         let landing = Landing { tokens: Arc::clone(self), key: key.clone() };
         let task = tasks::spawn("token", async move { landing.end(fetch.await) });
-        let flight = task
-            .map(|joined| joined.unwrap_or_else(|_| Err(UpstreamErrorKind::Broken.into())))
-            .boxed()
-            .shared();
+        let flight =
+            task.map(|joined| joined.unwrap_or_else(|_| Err(UpstreamErrorKind::Broken.into()))).boxed().shared();
         slot.flight = Some(flight.clone());
         flight
     }
@@ -236,7 +234,7 @@ mod tests {
             let token = Token::parse(body.as_bytes(), grant(), now).unwrap();
             assert_eq!(token.authorization, "Bearer abc");
             assert!(!format!("{token:?}").contains("abc"));
-            assert!(token.is_good(now + Duration::from_secs(59)) && !token.is_good(now + Duration::from_secs(60)));
+            assert!(token.is_good(now + Duration::from_secs(59)) && !token.is_good(now + Duration::from_mins(1)));
             assert!(!token.is_due(now + Duration::from_secs(44)) && token.is_due(now + Duration::from_secs(52)));
         }
         for body in ["", "{}", "[]", "<html>", r#"{"token":1}"#, r#"{"token":"a\nb"}"#, r#"{"token":""}"#] {

@@ -59,7 +59,7 @@ fn memory(text: &'static str) -> Result<Part, Arc<str>> {
 }
 
 /// All frames up to the end, or up to where the body stays pending.
-async fn collect(frames: &mut Frames) -> Vec<Bytes> {
+fn collect(frames: &mut Frames) -> Vec<Bytes> {
     let mut all = Vec::new();
     while let Some(Some(frame)) = frames.frame().now_or_never() {
         all.push(frame.unwrap().into_data().unwrap());
@@ -85,7 +85,7 @@ async fn pieces_of_files_and_memory_come_out_whole_and_in_order() {
     ];
     let (mut frames, abort, ends) = of(parts, Some(900_004));
     assert_eq!(frames.size_hint().exact(), Some(900_004));
-    let all = collect(&mut frames).await;
+    let all = collect(&mut frames);
     assert!(all.iter().all(|frame| frame.len() <= CHUNK_BYTES));
     assert!(frames.is_end_stream());
     assert_eq!(frames.size_hint().exact(), Some(0));
@@ -117,7 +117,7 @@ async fn what_came_before_a_cut_is_sent_and_then_nothing_ever_again() {
     for length in [Some(100), None] {
         let parts = vec![memory("abc"), memory("def"), Err("the upstream hung up".into()), memory("ghi")];
         let (mut frames, abort, ends) = of(parts, length);
-        assert_eq!(collect(&mut frames).await.concat(), b"abcdef");
+        assert_eq!(collect(&mut frames).concat(), b"abcdef");
         assert!(frames.frame().now_or_never().is_none());
         assert!(!frames.is_end_stream());
         assert_eq!(abort.reason().as_deref(), Some("the upstream hung up"));
@@ -133,11 +133,11 @@ async fn the_last_chunk_waits_for_the_source_to_say_that_it_ended() {
     let parts = stream::unfold(receiver, |mut receiver| async { receiver.recv().await.map(|part| (part, receiver)) });
     let (mut frames, abort, _ends) = frames(parts, Some(6));
     sender.send(memory("abc")).unwrap();
-    assert_eq!(collect(&mut frames).await.concat(), b"abc");
+    assert_eq!(collect(&mut frames).concat(), b"abc");
     sender.send(memory("def")).unwrap();
-    assert!(collect(&mut frames).await.is_empty());
+    assert!(collect(&mut frames).is_empty());
     drop(sender);
-    assert_eq!(collect(&mut frames).await.concat(), b"def");
+    assert_eq!(collect(&mut frames).concat(), b"def");
     assert!(frames.is_end_stream());
     assert_eq!(abort.reason(), None);
 }
@@ -145,24 +145,24 @@ async fn the_last_chunk_waits_for_the_source_to_say_that_it_ended() {
 #[tokio::test]
 async fn a_cut_after_the_last_byte_still_keeps_the_body_from_being_complete() {
     let (mut frames, abort, _ends) = of(vec![memory("abc"), memory("def"), Err("wrong digest".into())], Some(6));
-    assert_eq!(collect(&mut frames).await.concat(), b"abc");
+    assert_eq!(collect(&mut frames).concat(), b"abc");
     assert_eq!(abort.reason().as_deref(), Some("wrong digest"));
 }
 
 #[tokio::test]
 async fn too_much_and_too_little_are_both_cut_short() {
     let (mut frames, abort, _ends) = of(vec![memory("abc"), memory("def"), memory("g")], Some(6));
-    assert_eq!(collect(&mut frames).await.concat(), b"abc");
+    assert_eq!(collect(&mut frames).concat(), b"abc");
     assert_eq!(abort.reason().as_deref(), Some("there is more than the 6 bytes announced"));
     drop(frames);
 
     let (mut frames, abort, _ends) = of(vec![memory("abc"), memory("defg")], Some(6));
-    assert_eq!(collect(&mut frames).await.concat(), b"abc");
+    assert_eq!(collect(&mut frames).concat(), b"abc");
     assert_eq!(abort.reason().as_deref(), Some("there is more than the 6 bytes announced"));
     drop(frames);
 
     let (mut frames, abort, ends) = of(vec![memory("abc")], Some(6));
-    assert_eq!(collect(&mut frames).await.concat(), b"abc");
+    assert_eq!(collect(&mut frames).concat(), b"abc");
     assert_eq!(abort.reason().as_deref(), Some("the content ended after 3 bytes"));
     drop(frames);
     assert!(!ended(&ends).complete);
@@ -179,7 +179,7 @@ async fn a_failed_or_short_read_is_cut_after_what_was_read() {
         (gated.failing_at, gated.short_by) = (failing_at, short_by);
         let part = Part::File { file, offset: 0, len: 3 * chunk };
         let (mut frames, abort, _ends) = of(vec![Ok(part)], Some(3 * chunk));
-        let frames_sent = collect(&mut frames).await.len();
+        let frames_sent = collect(&mut frames).len();
         assert_eq!(frames_sent, usize::from(short_by == 0));
         let reason = abort.reason().unwrap();
         assert!(reason.contains(message), "{reason}");

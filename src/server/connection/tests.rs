@@ -113,6 +113,25 @@ async fn a_cut_body_arrives_as_head_and_exact_prefix_and_then_fin() {
 }
 
 #[tokio::test]
+async fn a_slow_client_still_gets_all_that_came_before_the_cut() {
+    for n in [0, 1, 70_000] {
+        // Neither the head nor the body fits into what is under way between the two.
+        let (mut client, stream) = tokio::io::duplex(64);
+        let nowhere = SocketAddr::from(([127, 0, 0, 1], 1));
+        let info = ConnectionInfo { peer: nowhere, local: nowhere };
+        let serving = serve(stream, info, app(), limits(), CancellationToken::new());
+        let end = tasks::spawn("test connection", serving);
+        let request = format!("GET /cut/{n} HTTP/1.1\r\nhost: x\r\n\r\n");
+        client.write_all(request.as_bytes()).await.unwrap();
+        let mut received = Vec::new();
+        client.read_to_end(&mut received).await.unwrap();
+        assert!(split(&received).1 == content(n), "{n}");
+        drop(client);
+        assert_eq!(end.await.unwrap(), End::Aborted);
+    }
+}
+
+#[tokio::test]
 async fn unread_input_does_not_turn_fin_into_a_reset() {
     for address in LOOPBACKS {
         for head in [

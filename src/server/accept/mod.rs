@@ -163,7 +163,7 @@ impl Default for Limits {
                     first_byte: Duration::from_secs(30),
                     head: Duration::from_secs(30),
                     idle: Duration::from_secs(90),
-                    stall: Duration::from_secs(600),
+                    stall: Duration::from_mins(10),
                 },
                 head_bytes_max: 128 << 10,
                 linger: Duration::from_secs(5),

@@ -92,6 +92,10 @@ fn shortened(text: &str) -> String {
     text[..text.floor_char_boundary(PATH_BYTES_MAX)].to_owned()
 }
 
+fn non_empty(text: &str) -> Option<&str> {
+    (!text.is_empty()).then_some(text)
+}
+
 fn milliseconds(duration: Duration) -> f64 {
     // Microseconds are fine enough, and keep the line short.
     (duration.as_secs_f64() * 1e6).round() / 1e3
@@ -155,7 +159,6 @@ impl Line {
     }
 
     fn write(&self) {
-        let some = |text: &'_ str| (!text.is_empty()).then(|| text.to_owned());
         let aborted = self.abort.as_ref().and_then(AbortHandle::reason);
         let error = self.logged.error.as_deref().or(aborted.as_deref());
         let status = self.status.map_or(STATUS_CLIENT_LEFT, |status| status.as_u16());
@@ -171,8 +174,8 @@ impl Line {
                     status,
                     outcome = self.logged.outcome,
                     upstream = self.logged.upstream,
-                    repository = some(&self.logged.repository),
-                    reference = some(&self.logged.reference),
+                    repository = non_empty(&self.logged.repository),
+                    reference = non_empty(&self.logged.reference),
                     bytes = self.bytes,
                     complete = self.complete,
                     ttfb_ms = self.first_byte.map(milliseconds),

@@ -46,7 +46,7 @@ pub fn stream(
     let parts = pieces.map(|piece| match piece {
         Ok(Piece::File { file, offset, len }) => Ok(Part::File { file: file as Arc<dyn ReadAt>, offset, len }),
         Ok(Piece::Memory(bytes)) => Ok(Part::Memory(bytes)),
-        Err(cut) => Err(cut.reason.into()),
+        Err(cut) => Err(cut.reason),
     });
     Body::new(Frames::new(parts.boxed(), length, abort, Box::new(on_end)))
 }

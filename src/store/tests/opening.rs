@@ -1,0 +1,95 @@
+use super::*;
+
+#[tokio::test]
+async fn a_second_process_is_told_who_holds_the_data_directory() {
+    let rig = Rig::new(MIB);
+    let store = rig.open().await;
+    let refusal = rig.try_open().await.unwrap_err().to_string();
+    assert!(refusal.contains(&format!("in use by process {} on ", std::process::id())), "{refusal}");
+    assert!(refusal.contains("storage.path"), "{refusal}");
+    store.close().await;
+    rig.open().await;
+}
+
+#[tokio::test]
+async fn a_second_process_waits_for_the_first_to_stop() {
+    let mut rig = Rig::new(MIB);
+    let store = rig.open().await;
+    rig.options.lock_wait = Duration::from_mins(1);
+    let opening = rig.open();
+    tokio::pin!(opening);
+    assert!(futures_util::poll!(&mut opening).is_pending());
+    store.close().await;
+    opening.await;
+}
+
+#[tokio::test]
+async fn a_newer_layout_is_refused_in_words() {
+    let rig = Rig::new(MIB);
+    std::fs::create_dir_all(rig.path("v2")).unwrap();
+    let refusal = rig.try_open().await.unwrap_err().to_string();
+    assert!(refusal.contains("holds layout v2, and this version reads v1"), "{refusal}");
+    assert!(!rig.path("v1").exists());
+    std::fs::create_dir_all(rig.path("v1")).unwrap();
+    rig.open().await;
+}
+
+#[tokio::test]
+async fn strange_files_are_left_alone_and_leftovers_are_removed() {
+    let rig = Rig::new(MIB);
+    let store = rig.open().await;
+    let digest = put(&store, "a", 100).await;
+    store.close().await;
+    let strange = [rig.blob_path(&digest).with_file_name("README"), rig.path("v1/blobs/sha256/note"), rig.path("mine")];
+    for path in &strange {
+        std::fs::write(path, "x").unwrap();
+    }
+    for (folder, file) in [("v1/partial/docker.io/sha256-00", "data"), ("v1/tmp", "7")] {
+        std::fs::create_dir_all(rig.path(folder)).unwrap();
+        std::fs::write(rig.path(folder).join(file), "x").unwrap();
+    }
+    let store = rig.open().await;
+    assert_eq!(store.snapshot().blobs, 1);
+    assert!(strange.iter().all(|path| path.exists()));
+    assert!(rig.files("v1/partial").is_empty() && rig.files("v1/tmp").is_empty());
+    assert!(
+        std::fs::read(rig.path("CACHEDIR.TAG")).unwrap().starts_with(b"Signature: 8a477f597d28d172789f06886806bc55")
+    );
+    assert_at_rest(&store).await;
+}
+
+#[tokio::test]
+async fn committed_blobs_cannot_be_written_and_carry_their_time() {
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+    let rig = Rig::new(MIB);
+    let store = rig.open().await;
+    let path = rig.blob_path(&put(&store, "a", 100).await);
+    let found = std::fs::metadata(&path).unwrap();
+    assert_eq!(found.permissions().mode() & 0o777, 0o444);
+    let seconds = i64::try_from(Timestamp::now().0 / 1000).unwrap();
+    assert!((seconds - found.mtime()).abs() < 60);
+}
+
+#[tokio::test]
+async fn facts_of_a_folder_that_is_not_there_are_those_of_where_it_would_be() {
+    let rig = Rig::new(MIB);
+    let before = facts(&rig.path("deep/er")).unwrap();
+    assert!(before.total_bytes > 0 && before.held_bytes == 0 && !before.own_mount);
+    let store = rig.open().await;
+    put(&store, "a", 12_345).await;
+    assert_eq!(facts(&rig.options.path).unwrap().held_bytes, 12_345);
+    assert!(facts(Path::new("/")).unwrap().own_mount);
+    assert!(rig.folder.path().exists());
+}
+
+#[tokio::test]
+async fn gauges_follow_what_is_held() {
+    let rig = Rig::new(MIB);
+    let store = rig.open().await;
+    put(&store, "a", 100).await;
+    let _room = store.reserve(1).await.unwrap();
+    let text = rig.metrics.render();
+    for line in ["store_bytes 4608", "store_reserved_bytes 4608", "store_capacity_bytes 1048576", "store_blobs 1"] {
+        assert!(text.contains(&format!("\ncachalot_{line}\n")), "{line} in {text}");
+    }
+}
