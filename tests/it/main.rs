@@ -1,8 +1,19 @@
 //! The integration tests: the mirror as its clients and its operator see it, between a scripted registry and a raw
 //! client.
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "in tests a panic is the report")]
+#![expect(clippy::format_push_string, reason = "nothing here is in a hurry")]
 
 #[path = "../support/mod.rs"]
 mod support;
 
+mod auth;
+mod closed_world;
+mod concurrency;
+mod eviction;
+mod faults;
+mod freshness;
+mod layering;
+mod protocol;
+mod ranges;
 mod registry;
+mod restart;

@@ -136,12 +136,16 @@ async fn faults_befall_those_that_they_are_meant_for() {
 
 #[tokio::test]
 async fn gates_hold_heads_and_bodies_until_they_open() {
-    let (registry, blob, path) = with_blob(300).await;
+    let registry = Registry::builder().v6().start().await;
+    let blob = Blob::noise(1, 300);
+    registry.put_blob("app", &blob);
+    let path = format!("/v2/app/blobs/{}", blob.digest);
     let head = registry.gate_blob(&blob.digest);
     let body = registry.gate_body(On::blob(&blob.digest), 100);
     let mut connection = Connection::open(registry.addr()).await;
     connection.send(&Request::get(&path)).await;
     head.arrived().await;
+    registry.asked(&On::blob(&blob.digest), 1).await;
     assert_eq!(body.arrivals(), 0);
     head.let_one_pass();
     assert_eq!(connection.head().await.status, 200);

@@ -193,7 +193,7 @@ impl Connection {
 
     /// A connection whose receive buffer is small, so that the sender soon notices a slow reader.
     pub(crate) async fn open_narrow(addr: SocketAddr) -> Self {
-        Self::open_with(addr, Some(4096)).await
+        Self::open_with(addr, Some(64 * 1024)).await
     }
 
     async fn open_with(addr: SocketAddr, receive_buffer: Option<u32>) -> Self {

@@ -7,16 +7,15 @@ pub(crate) mod client;
 pub(crate) mod images;
 pub(crate) mod mirror;
 pub(crate) mod registry;
+pub(crate) mod wiring;
 
 /// How long anything may take before a test gives up. Nothing waits for this on the good path.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(40);
 
 /// Waits for `future`, and fails the test with `what` when that takes longer than [`PATIENCE`].
 pub(crate) async fn within<F: Future>(what: &str, future: F) -> F::Output {
-    match tokio::time::timeout(PATIENCE, future).await {
-        Ok(output) => output,
-        Err(_) => panic!("still waiting after {PATIENCE:?}: {what}"),
-    }
+    let output = tokio::time::timeout(PATIENCE, future).await;
+    output.unwrap_or_else(|_| panic!("still waiting after {PATIENCE:?}: {what}"))
 }
 
 /// Waits until `true_now` holds, looking again every few milliseconds: for states that nobody announces.

@@ -36,7 +36,7 @@ impl Shared {
         }
         match seen.kind {
             Kind::Token => return state.access.issue(request),
-            Kind::Cdn => return self.content(state, seen, request),
+            Kind::Cdn => return content(state, seen, request),
             Kind::Other => return Reply::error(404, "UNSUPPORTED", "no such endpoint"),
             Kind::Ping | Kind::Manifest | Kind::Blob | Kind::Tags | Kind::Referrers => {}
         }
@@ -71,28 +71,6 @@ impl Shared {
         Reply::new(307, "text/html", "<a>Temporary Redirect</a>").with("Location", location)
     }
 
-    /// What the CDN answers.
-    fn content(&self, state: &State, seen: &Seen, request: &Received) -> Reply {
-        let refuse = |status, code: &str| Reply::new(status, "application/xml", format!("<Error>{code}</Error>"));
-        if request.query("X-Signature") != Some("secret") || request.query("X-Method") != Some(&seen.method) {
-            return refuse(403, "SignatureDoesNotMatch");
-        }
-        if request.query("X-Generation") != Some(&state.generation.to_string()) {
-            return refuse(403, "ExpiredRequest");
-        }
-        if request.header("authorization").is_some() {
-            return refuse(400, "InvalidAuthenticationInfo");
-        }
-        let (what, name) = seen.repository.split_once('/').unwrap_or_default();
-        let Some(held) = state.repositories.get(name) else { return refuse(404, "NoSuchKey") };
-        if what == "manifests" {
-            return manifest(held, &seen.reference);
-        }
-        let mut reply = blob(held, &seen.reference, request.header("range"));
-        reply.headers.retain(|(name, _)| *name != "Docker-Content-Digest");
-        reply.with("ETag", "\"an-object-store's-own\"")
-    }
-
     fn tags(&self, held: &Repository, seen: &Seen, request: &Received) -> Reply {
         let asked = request.query("n").and_then(|n| n.parse::<usize>().ok());
         let last = request.query("last").unwrap_or_default();
@@ -122,6 +100,28 @@ impl Shared {
             }
         }
     }
+}
+
+/// What the CDN answers.
+fn content(state: &State, seen: &Seen, request: &Received) -> Reply {
+    let refuse = |status, code: &str| Reply::new(status, "application/xml", format!("<Error>{code}</Error>"));
+    if request.query("X-Signature") != Some("secret") || request.query("X-Method") != Some(&seen.method) {
+        return refuse(403, "SignatureDoesNotMatch");
+    }
+    if request.query("X-Generation") != Some(&state.generation.to_string()) {
+        return refuse(403, "ExpiredRequest");
+    }
+    if request.header("authorization").is_some() {
+        return refuse(400, "InvalidAuthenticationInfo");
+    }
+    let (what, name) = seen.repository.split_once('/').unwrap_or_default();
+    let Some(held) = state.repositories.get(name) else { return refuse(404, "NoSuchKey") };
+    if what == "manifests" {
+        return manifest(held, &seen.reference);
+    }
+    let mut reply = blob(held, &seen.reference, request.header("range"));
+    reply.headers.retain(|(name, _)| *name != "Docker-Content-Digest");
+    reply.with("ETag", "\"an-object-store's-own\"")
 }
 
 /// The descriptor of a manifest that refers to `subject`.
