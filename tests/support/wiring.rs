@@ -17,7 +17,7 @@ pub(crate) struct Holdings {
     pub(crate) reserved_bytes: u64,
     pub(crate) capacity_bytes: u64,
     pub(crate) partials: usize,
-    /// Blobs that somebody has open.
+    /// Files that are open for readers: blobs and partials.
     pub(crate) open: usize,
 }
 
@@ -81,7 +81,7 @@ impl Server {
             reserved_bytes: snapshot.reserved_bytes,
             capacity_bytes: snapshot.capacity_bytes,
             partials: snapshot.partials,
-            open: snapshot.open_blobs,
+            open: snapshot.open_files,
         }
     }
 
