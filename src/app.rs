@@ -13,6 +13,7 @@ use crate::fill::Fills;
 use crate::metrics::Metrics;
 use crate::mirror::{Mirror, Names, Policy, Settings, Source, Upstreams};
 use crate::oci::RegistryName;
+use crate::server::Router;
 use crate::server::accept::{self, Drained, Limits};
 use crate::server::admin::{self, Readiness};
 use crate::server::listen::{self, ListenError};
@@ -39,6 +40,7 @@ pub struct Running {
     pub metrics: Arc<Metrics>,
     /// Makes it stop.
     pub shutdown: Shutdown,
+    mirror: Mirror,
     readiness: Readiness,
     /// One task a listener; each gives the number of connections that it had to cut.
     accepting: Vec<JoinHandle<Drained>>,
@@ -100,7 +102,7 @@ pub async fn start(config: &Config) -> Result<Running, StartError> {
         ranges_wait_for_verified: config.fill.unverified_ranges == UnverifiedRanges::Wait,
     };
     let mirror = Mirror::new(settings, upstreams(config, &metrics), store.clone(), fills.clone(), Arc::clone(&metrics));
-    let edge = Edge { mirror, client_header_timeout: config.server.client_header_timeout };
+    let edge = Edge { mirror: mirror.clone(), client_header_timeout: config.server.client_header_timeout };
     let router = router::router(edge, Arc::clone(&metrics));
     let accepting = serve(listeners, &router, limits, &metrics, &shutdown);
     let sweeping = tasks::spawn("sweep", sweep(store.clone(), shutdown.clone()));
@@ -113,6 +115,7 @@ pub async fn start(config: &Config) -> Result<Running, StartError> {
         fills,
         metrics,
         shutdown,
+        mirror,
         readiness,
         accepting,
         admin_tasks,
@@ -133,7 +136,8 @@ impl Running {
         for task in self.accepting {
             cut += task.await.map_or(0, |drained| drained.connections_cut);
         }
-        // What is left by now has no client. It can't be finished later yet, so it's dropped.
+        // What is left by now has no client. Nothing may write once the store is closed.
+        self.mirror.stop().await;
         self.fills.stop().await;
         let _ = self.sweeping.await;
         self.admin_shutdown.begin();
@@ -157,7 +161,7 @@ fn addresses(listeners: &[TcpListener]) -> Vec<SocketAddr> {
 
 fn serve(
     listeners: Vec<TcpListener>,
-    router: &axum::Router,
+    router: &Router,
     limits: Limits,
     metrics: &Arc<Metrics>,
     shutdown: &Shutdown,

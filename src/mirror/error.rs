@@ -58,6 +58,10 @@ impl MirrorError {
         Self::new(MirrorErrorKind::Internal, format!("the mirror's {task} task ended unexpectedly; its log says why"))
     }
 
+    pub(super) fn stopping() -> Self {
+        Self::new(MirrorErrorKind::Internal, "the mirror is shutting down")
+    }
+
     pub(super) fn offline(what: &str) -> Self {
         Self::new(MirrorErrorKind::UnknownManifest, format!("{what} is not held, and this mirror is offline"))
     }

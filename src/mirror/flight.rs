@@ -8,6 +8,8 @@ use std::sync::Arc;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
 use parking_lot::Mutex;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::tasks;
 
@@ -18,6 +20,14 @@ use super::error::MirrorError;
 /// The work is a task of its own: it goes on when everyone who waited has left (law 4).
 pub(super) struct Flights<K, T> {
     table: Arc<Mutex<Table<K, T>>>,
+    tower: Tower,
+}
+
+/// What all flights of a mirror obey: nothing may go on once the store is closed.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Tower {
+    flying: TaskTracker,
+    stop: CancellationToken,
 }
 
 type Table<K, T> = HashMap<K, Shared<BoxFuture<'static, Result<T, MirrorError>>>>;
@@ -29,8 +39,8 @@ where
     K: Clone + Eq + Hash + Send + 'static,
     T: Clone + Send + Sync + 'static,
 {
-    pub(super) fn new() -> Self {
-        Self { table: Arc::new(Mutex::new(HashMap::new())) }
+    pub(super) fn new(tower: &Tower) -> Self {
+        Self { table: Arc::new(Mutex::new(HashMap::new())), tower: tower.clone() }
     }
 
     /// Waits for the work under `key`, which `work` starts if nobody has. Says also whether somebody had.
@@ -46,9 +56,14 @@ where
                 (flight.clone(), true)
             } else {
                 let entry = Entry { table: Arc::clone(&self.table), key: key.clone() };
+                let stop = self.tower.stop.clone();
+                let flying = self.tower.flying.token();
                 let task = tasks::spawn(name, async move {
-                    let _entry = entry;
-                    work.await
+                    let (_flying, _entry) = (flying, entry);
+                    tokio::select! {
+                        result = work => result,
+                        () = stop.cancelled() => Err(MirrorError::stopping()),
+                    }
                 });
                 let flight =
                     async move { task.await.unwrap_or_else(|_| Err(MirrorError::died(name))) }.boxed().shared();
@@ -62,7 +77,18 @@ where
 
 impl<K, T> fmt::Debug for Flights<K, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Flights").field("in_flight", &self.table.lock().len()).finish()
+        f.debug_struct("Flights").field("in_flight", &self.table.lock().len()).finish_non_exhaustive()
+    }
+}
+
+// === impl Tower ===
+
+impl Tower {
+    /// Ends all flights, those that come later too, and waits until they have ended.
+    pub(super) async fn stop(&self) {
+        self.stop.cancel();
+        self.flying.close();
+        self.flying.wait().await;
     }
 }
 
@@ -85,7 +111,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_flight_survives_the_one_who_started_it_and_answers_those_who_joined() {
-        let flights = Arc::new(Flights::<&str, u32>::new());
+        let flights = Arc::new(Flights::<&str, u32>::new(&Tower::default()));
         let (open, gate) = oneshot::channel();
         let leader = {
             let flights = Arc::clone(&flights);
@@ -107,9 +133,20 @@ mod tests {
 
     #[tokio::test]
     async fn a_panic_is_an_error_for_those_who_wait_and_frees_the_key() {
-        let flights = Flights::<&str, u32>::new();
+        let flights = Flights::<&str, u32>::new(&Tower::default());
         let (result, _) = flights.run("test", "key", async { panic!("as planned") }.boxed()).await;
         assert!(result.is_err());
+        assert!(flights.table.lock().is_empty());
+    }
+
+    #[tokio::test]
+    async fn stopping_ends_what_flies_and_what_would_start() {
+        let tower = Tower::default();
+        let flights = Flights::<&str, u32>::new(&tower);
+        let endless = flights.run("test", "key", std::future::pending().boxed());
+        let ((result, _), ()) = tokio::join!(endless, tower.stop());
+        assert!(result.is_err());
+        assert!(flights.run("test", "key", std::future::pending().boxed()).await.0.is_err());
         assert!(flights.table.lock().is_empty());
     }
 }

@@ -24,7 +24,7 @@ use crate::metrics::Metrics;
 use crate::oci::{Digest, Reference, RegistryName, Repository, Tag};
 use crate::store::{ListRecord, Store};
 
-use flight::Flights;
+use flight::{Flights, Tower};
 use rights::Rights;
 
 pub use blobs::BlobAnswer;
@@ -72,6 +72,7 @@ struct Inner {
     tags: Flights<(Repository, Tag), tags::Checked>,
     blob_heads: Flights<(Repository, Digest), Option<u64>>,
     list_flights: Flights<ListKey, Arc<ListRecord>>,
+    tower: Tower,
 }
 
 /// What can be missing. Clients ask for the same digest as a blob and as a manifest.
@@ -114,6 +115,7 @@ const LISTS_BYTES_MAX: u64 = 32 * 1024 * 1024;
 impl Mirror {
     /// Connects the parts.
     pub fn new(settings: Settings, upstreams: Upstreams, store: Store, fills: Fills, metrics: Arc<Metrics>) -> Self {
+        let tower = Tower::default();
         Self(Arc::new(Inner {
             any_credentials: upstreams.any_credentials(),
             missing: moka::sync::Cache::builder().max_capacity(MISSING_MAX).time_to_live(settings.negative_ttl).build(),
@@ -126,10 +128,11 @@ impl Mirror {
                 .weigher(|_, list: &Arc<ListRecord>| u32::try_from(list.body.len() + 512).unwrap_or(u32::MAX))
                 .build(),
             rights: Rights::new(),
-            manifests: Flights::new(),
-            tags: Flights::new(),
-            blob_heads: Flights::new(),
-            list_flights: Flights::new(),
+            manifests: Flights::new(&tower),
+            tags: Flights::new(&tower),
+            blob_heads: Flights::new(&tower),
+            list_flights: Flights::new(&tower),
+            tower,
             settings,
             upstreams,
             store,
@@ -156,6 +159,11 @@ impl Mirror {
     /// The canonical name of the registry that a name or alias means, if it is configured.
     pub fn registry_called(&self, name: &str) -> Option<RegistryName> {
         self.0.upstreams.registry_called(name)
+    }
+
+    /// Ends what goes on behind the answers, such as checks of tags, and waits until it has ended.
+    pub async fn stop(&self) {
+        self.0.tower.stop().await;
     }
 
     /// What upstream said a moment ago of something that it does not have.

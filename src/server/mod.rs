@@ -13,3 +13,6 @@ mod manifests;
 mod range;
 pub mod router;
 pub mod stream;
+
+/// What answers the requests of one listener.
+pub use axum::Router;

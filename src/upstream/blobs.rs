@@ -7,7 +7,6 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::{self, BoxStream};
 use http::{HeaderMap, StatusCode, header};
-use prometheus_client::metrics::counter::Counter;
 use reqwest::{Method, Response};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
@@ -16,6 +15,7 @@ use super::error::{Failure, Phase, UpstreamError, UpstreamErrorKind};
 use super::manifests::{as_it_is, no_page, number, whole};
 use super::request::{Answer, Ask};
 use super::{Access, Upstream};
+use crate::metrics::Counter;
 use crate::oci::{Digest, Repository};
 
 /// The part of a blob that is asked for.

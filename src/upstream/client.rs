@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use prometheus_client::metrics::counter::Counter;
 use reqwest::{Request, Response};
 use tokio::sync::OnceCell;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -14,7 +13,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::error::{Failure, Phase, UpstreamErrorKind};
 use super::resolver::Resolver;
 use super::roots;
-use crate::metrics::{Metrics, UpstreamLabels};
+use crate::metrics::{Counter, Metrics, UpstreamLabels};
 use crate::tasks::Pool;
 
 /// What a client is made from.

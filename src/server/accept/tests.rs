@@ -1,3 +1,5 @@
+//! The accept loop under load, at its limits, and while it drains.
+
 use std::collections::VecDeque;
 
 use axum::routing::get;

@@ -1,3 +1,5 @@
+//! The one line of each request, whatever became of it.
+
 use std::io;
 
 use axum::Router;

@@ -1,3 +1,5 @@
+//! Bodies: whole, short, cut, and left by their client.
+
 use futures_util::{FutureExt, stream};
 use http_body::Body as _;
 use http_body_util::BodyExt;

@@ -1,3 +1,5 @@
+//! Connections down to the bytes and the FIN on the wire.
+
 use std::io;
 
 use axum::extract::Extension;
