@@ -159,6 +159,27 @@ async fn a_large_blob_corrupted_somewhere_never_ends_as_a_complete_response() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_last_bytes_of_a_large_blob_wait_for_its_digest() {
+    let (registry, mirror, image) = world(3 * MIB).await;
+    let layer = &image.layers[0];
+    let gate = registry.gate_body(On::blob(&layer.digest), layer.len() as u64 - 1);
+    registry.fault(On::blob(&layer.digest), Fault::Corrupt(layer.len() as u64 - 1));
+    let mut client = mirror.connect().await;
+    client.send(&Request::get(blob("library/app", &layer.digest))).await;
+    assert_eq!(client.head().await.status, 200);
+    assert!(client.take(layer.len() - TAIL).await == layer.bytes.slice(..layer.len() - TAIL));
+    gate.arrived().await;
+    // All but one byte has left upstream. Whatever the mirror would pass on too early, it has time to now.
+    for _ in 0..20 {
+        mirror.get(&manifest("library/app", "v1")).await.assert_ok(&image.manifest.bytes);
+    }
+    gate.open();
+    let (rest, end) = client.rest().await;
+    assert_eq!((rest.len(), end), (0, End::Short));
+    mirror.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_large_blob_cut_or_reset_somewhere_ends_short_with_a_right_prefix() {
     for at in POSITIONS {
         large_blob_suffers(Fault::Cut(at as u64), &|layer| layer.bytes.to_vec(), at % 2 == 0).await;
@@ -401,6 +422,36 @@ async fn a_slow_head_is_a_504_for_the_client_and_the_retry_hits() {
     assert_upstream_trouble(&mirror.get(&manifest("library/app", "v1")).await, &[504]);
     tag_gate.open();
     mirror.get_once_well(&manifest("library/app", "v1")).await.assert_ok(&image.manifest.bytes);
+    mirror.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upstream_that_never_answers_is_a_504_and_not_remembered() {
+    let registry = Registry::start().await;
+    let image = Image::new(1, &[2000]);
+    registry.put_image("library/app", "v1", &image);
+    let mirror = Mirror::builder()
+        .upstream("docker.io", &registry)
+        .upstream_set("docker.io", "header_timeout", "\"250ms\"")
+        .start()
+        .await;
+    let gate = registry.gate(On::any());
+    let digest = &image.manifest.digest;
+    let layer = &image.layers[0];
+    for path in [
+        manifest("library/app", "v1"),
+        manifest("library/app", digest),
+        blob("library/app", &layer.digest),
+        "/v2/library/app/tags/list?ns=docker.io".to_owned(),
+        format!("/v2/library/app/referrers/{digest}?ns=docker.io"),
+    ] {
+        assert_upstream_trouble(&mirror.get(&path).await, &[504]);
+        assert_eq!(mirror.head(&path).await.status(), 504, "HEAD {path}");
+    }
+    registry.heal();
+    gate.open();
+    mirror.get_once_well(&manifest("library/app", "v1")).await.assert_ok(&image.manifest.bytes);
+    mirror.get_once_well(&blob("library/app", &layer.digest)).await.assert_ok(&layer.bytes);
     mirror.finish().await;
 }
 
