@@ -1,3 +1,5 @@
+//! The index against a naive model, and at its edges.
+
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;

@@ -1,3 +1,5 @@
+//! What goes to make room, what stays, and what the disk then holds.
+
 use super::*;
 
 /// Three blobs of 300 kB fit, and a little beside them.

@@ -1,3 +1,5 @@
+//! Every file-system operation fails once: nothing wrong is committed and nothing is left behind.
+
 use super::*;
 
 /// Runs `work` on a store whose n-th operation fails, for every n, until it gets through without a failure; once with a

@@ -1,3 +1,5 @@
+//! The store on a folder of its own: what its tests share.
+
 mod eviction;
 mod faults;
 mod opening;

@@ -1,3 +1,5 @@
+//! Boot: the lock, the scan, strange files, and what a crash left.
+
 use super::*;
 
 #[tokio::test]

@@ -1,3 +1,5 @@
+//! Blobs that are read, shared, healed and quarantined.
+
 use super::*;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

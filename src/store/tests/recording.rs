@@ -1,3 +1,5 @@
+//! Records of tags, manifests and lists.
+
 use super::*;
 
 #[tokio::test]
