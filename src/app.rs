@@ -19,7 +19,7 @@ use crate::server::admin::{self, Readiness};
 use crate::server::listen::{self, ListenError};
 use crate::server::router::{self, Edge};
 use crate::shutdown::Shutdown;
-use crate::store::{self, Store, StoreError};
+use crate::store::{self, Faults, Store, StoreError};
 use crate::tasks::{self, Pool, PoolError};
 use crate::upstream;
 
@@ -80,6 +80,11 @@ const IO_THREADS: usize = 8;
 /// Listening comes first, so that clients wait instead of being refused while the store is read; nothing here needs the
 /// network beyond that (law 9).
 pub async fn start(config: &Config) -> Result<Running, StartError> {
+    start_with(config, None).await
+}
+
+/// The same on a disk that fails to order: for tests.
+pub async fn start_with(config: &Config, faults: Option<Arc<dyn Faults>>) -> Result<Running, StartError> {
     let metrics = Arc::new(Metrics::new());
     let readiness = Readiness::starting();
     let shutdown = Shutdown::new(GRACE);
@@ -92,7 +97,7 @@ pub async fn start(config: &Config) -> Result<Running, StartError> {
     let admin_router = admin::router(Arc::clone(&metrics), readiness.clone());
     let admin_tasks = serve(admin_listeners, &admin_router, limits, &metrics, &admin_shutdown);
 
-    let (store, capacity_bytes) = open_store(config, &metrics).await?;
+    let (store, capacity_bytes) = open_store(config, &metrics, faults).await?;
     let cores = thread::available_parallelism().map_or(1, usize::from);
     let fills = Fills::new(store.clone(), Pool::new("hash", cores)?, Arc::clone(&metrics));
     let settings = Settings {
@@ -170,7 +175,11 @@ fn serve(
     listeners.into_iter().map(one).map(|serving| tasks::spawn("accept", serving)).collect()
 }
 
-async fn open_store(config: &Config, metrics: &Arc<Metrics>) -> Result<(Store, u64), StartError> {
+async fn open_store(
+    config: &Config,
+    metrics: &Arc<Metrics>,
+    faults: Option<Arc<dyn Faults>>,
+) -> Result<(Store, u64), StartError> {
     let path = &config.storage.path;
     let facts = store::facts(path)?;
     let capacity_bytes = config::capacity::resolve(
@@ -191,7 +200,7 @@ async fn open_store(config: &Config, metrics: &Arc<Metrics>) -> Result<(Store, u
         lock_wait: LOCK_WAIT,
         io_threads: IO_THREADS,
         shrink_grace: store::Options::SHRINK_GRACE,
-        faults: None,
+        faults,
     };
     Ok((Store::open(options, Arc::clone(metrics)).await?, capacity_bytes))
 }

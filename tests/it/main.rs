@@ -9,6 +9,7 @@ mod support;
 mod auth;
 mod closed_world;
 mod concurrency;
+mod disk;
 mod eviction;
 mod faults;
 mod freshness;

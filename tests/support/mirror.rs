@@ -8,7 +8,10 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 
+use cachalot::store::{Faults, Op};
+use rustix::io::Errno;
 use tempfile::TempDir;
 
 use super::client::{self, Answer, Connection, Request};
@@ -32,6 +35,13 @@ pub(crate) struct Mirror {
 pub(crate) struct Site {
     folder: TempDir,
     registries: Vec<Registry>,
+    disk: Option<Arc<FailingDisk>>,
+}
+
+/// A disk on which operations of one kind fail while a test says so.
+#[derive(Debug, Default)]
+pub(crate) struct FailingDisk {
+    failing: Mutex<Option<(Op, Errno)>>,
 }
 
 /// The configuration of a mirror, section by section.
@@ -39,6 +49,7 @@ pub(crate) struct Site {
 pub(crate) struct Builder {
     sections: BTreeMap<String, BTreeMap<String, String>>,
     registries: Vec<Registry>,
+    disk: Option<Arc<FailingDisk>>,
 }
 
 /// The path of a manifest of `docker.io`, as containerd asks for it.
@@ -80,6 +91,12 @@ impl Builder {
         self.set("storage", "capacity", &format!("\"{capacity}\""))
     }
 
+    /// Keeps its data on a disk that fails to order.
+    pub(crate) fn disk(mut self, disk: &Arc<FailingDisk>) -> Self {
+        self.disk = Some(Arc::clone(disk));
+        self
+    }
+
     /// Listens on `[::1]`.
     pub(crate) fn v6(self) -> Self {
         self.set("server", "listen", "\"[::1]:0\"").set("admin", "listen", "\"[::1]:0\"")
@@ -97,7 +114,7 @@ impl Builder {
             }
         }
         std::fs::write(folder.path().join("cachalot.toml"), text).unwrap();
-        Site { folder, registries: written.registries }.start().await
+        Site { folder, registries: written.registries, disk: written.disk }.start().await
     }
 }
 
@@ -106,7 +123,9 @@ impl Builder {
 impl Site {
     /// Starts a mirror here, maybe again.
     pub(crate) async fn start(self) -> Mirror {
-        let started = within("the mirror starts", Server::start(&self.folder.path().join("cachalot.toml"))).await;
+        let config = self.folder.path().join("cachalot.toml");
+        let faults = self.disk.clone().map(|disk| disk as Arc<dyn Faults>);
+        let started = within("the mirror starts", Server::start(&config, faults)).await;
         let server = started.unwrap_or_else(|error| panic!("the mirror does not start: {error}"));
         let addr = server.listen();
         let admin = server.admin();
@@ -159,12 +178,35 @@ impl Site {
     }
 }
 
+// === impl FailingDisk ===
+
+impl FailingDisk {
+    /// From now on, operations of this kind fail.
+    pub(crate) fn fail(&self, op: Op, errno: Errno) {
+        *self.failing.lock().unwrap() = Some((op, errno));
+    }
+
+    /// From now on, nothing fails.
+    pub(crate) fn recover(&self) {
+        *self.failing.lock().unwrap() = None;
+    }
+}
+
+impl Faults for FailingDisk {
+    fn before(&self, op: Op, _: &Path) -> std::io::Result<()> {
+        match *self.failing.lock().unwrap() {
+            Some((failing, errno)) if failing == op => Err(errno.into()),
+            _ => Ok(()),
+        }
+    }
+}
+
 // === impl Mirror ===
 
 impl Mirror {
     /// A mirror with room for all that tests hold, on an address of its own.
     pub(crate) fn builder() -> Builder {
-        Builder { sections: BTreeMap::new(), registries: Vec::new() }
+        Builder { sections: BTreeMap::new(), registries: Vec::new(), disk: None }
             .set("server", "listen", "\"127.0.0.1:0\"")
             .set("admin", "listen", "\"127.0.0.1:0\"")
             .set("storage", "min_free", "\"1MiB\"")

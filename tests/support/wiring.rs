@@ -2,9 +2,11 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Arc;
 
 use cachalot::app::{self, Running};
 use cachalot::config::{self, Env, Flags};
+use cachalot::store::Faults;
 
 /// What the store says it holds and does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,9 +49,9 @@ impl Holdings {
 
 impl Server {
     /// Reads the configuration file as `serve --config` does, and starts.
-    pub(crate) async fn start(config_file: &Path) -> Result<Self, String> {
+    pub(crate) async fn start(config_file: &Path, faults: Option<Arc<dyn Faults>>) -> Result<Self, String> {
         let config = config::load(Some(config_file), &Nothing, &Flags::default()).map_err(|error| error.to_string())?;
-        app::start(&config).await.map(Self).map_err(|error| error.to_string())
+        app::start_with(&config, faults).await.map(Self).map_err(|error| error.to_string())
     }
 
     /// Where clients connect.

@@ -1,0 +1,94 @@
+//! A disk that fails is never a client's trouble: what can't be kept is delivered all the same (law 6).
+
+use std::sync::Arc;
+
+use cachalot::store::Op;
+use rustix::io::Errno;
+
+use crate::support::client::{Answer, End, Request};
+use crate::support::images::{Blob, Image};
+use crate::support::mirror::{FailingDisk, Mirror, blob};
+use crate::support::registry::{On, Registry};
+use crate::support::until;
+
+const MIB: usize = 1024 * 1024;
+
+/// A registry with an image, and a mirror of it on a disk that fails to order.
+async fn world() -> (Registry, Arc<FailingDisk>, Mirror) {
+    let registry = Registry::start().await;
+    let disk = Arc::new(FailingDisk::default());
+    let mirror = Mirror::builder().upstream("docker.io", &registry).disk(&disk).start().await;
+    (registry, disk, mirror)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_operation_fails_an_image_is_pulled_right_and_kept_once_the_disk_is_well() {
+    let failures = [
+        (Op::Create, Errno::NOSPC),
+        (Op::CreateFolder, Errno::DQUOT),
+        (Op::Resize, Errno::NOSPC),
+        (Op::Write, Errno::NOSPC),
+        (Op::Write, Errno::IO),
+        (Op::Sync, Errno::IO),
+        (Op::SyncFolder, Errno::IO),
+        (Op::Rename, Errno::ROFS),
+        (Op::SetMode, Errno::ROFS),
+        (Op::Free, Errno::IO),
+        (Op::Open, Errno::MFILE),
+    ];
+    for (op, errno) in failures {
+        let (registry, disk, mirror) = world().await;
+        let image = Image::new(7, &[10, 300 * 1024, 3 * MIB]);
+        registry.put_image("library/app", "1", &image);
+        disk.fail(op, errno);
+        mirror.pull("library/app", "1", &image).await;
+        mirror.pull("library/app", "1", &image).await;
+        disk.recover();
+        mirror.pull("library/app", "1", &image).await;
+        mirror.idle().await;
+        registry.go_down().await;
+        mirror.pull("library/app", "1", &image).await;
+        mirror.finish().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_fills_in_the_middle_of_a_blob_ends_it_short_and_the_resume_is_right() {
+    let (registry, disk, mirror) = world().await;
+    let large = Blob::noise(1, 8 * MIB);
+    registry.put_blob("library/app", &large);
+    let gate = registry.gate_body(On::blob(&large.digest), 3 * MIB as u64);
+    let path = blob("library/app", &large.digest);
+    let mut client = mirror.connect().await;
+    client.send(&Request::get(path.clone())).await;
+    assert_eq!(client.head().await.status, 200);
+    let begun = client.take(2 * MIB).await;
+    assert_eq!(begun, large.bytes[..2 * MIB]);
+
+    disk.fail(Op::Write, Errno::NOSPC);
+    gate.open();
+    let (rest, end) = client.rest().await;
+    assert_eq!(end, End::Short, "never a complete response, and ended by FIN");
+    assert!(large.bytes[2 * MIB..].starts_with(&rest));
+
+    let got = 2 * MIB + rest.len();
+    let resumed: Answer = mirror.send(&Request::get(path).range(format!("bytes={got}-"))).await;
+    assert_eq!(resumed.status(), 206);
+    assert_eq!(resumed.body, large.bytes[got..]);
+    assert!(!mirror.holds(&large.digest));
+    mirror.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_fails_is_counted_by_operation() {
+    let (registry, disk, mirror) = world().await;
+    let one = Blob::noise(1, 1000);
+    registry.put_blob("library/app", &one);
+    disk.fail(Op::Sync, Errno::IO);
+    mirror.get(&blob("library/app", &one.digest)).await.assert_ok(&one.bytes);
+    mirror.idle().await;
+    let metrics = mirror.metrics().await;
+    assert!(metrics.contains("cachalot_store_errors_total{op=\"fsync\"} 1"), "{metrics}");
+    until("nothing is held of it", || !mirror.holds(&one.digest)).await;
+    mirror.finish().await;
+}
