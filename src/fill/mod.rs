@@ -14,6 +14,9 @@ mod reader;
 mod table;
 mod transfer;
 
+#[cfg(test)]
+mod tests;
+
 pub use error::FillError;
 pub use fill::{Fill, FillKey, OriginId};
 pub use origin::{Origin, OriginBody, OriginError, OriginErrorKind};
