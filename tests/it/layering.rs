@@ -304,3 +304,15 @@ fn tests_that_the_architecture_page_names_exist() {
         assert!(!like_a_test || all.contains(&format!("fn {name}(")), "ARCHITECTURE.md names {quoted}");
     }
 }
+
+#[test]
+fn the_code_map_says_of_each_file_what_the_file_says_of_itself() {
+    let page = std::fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
+    for source in sources("src").iter().filter(|source| !source.code.is_empty()) {
+        let name = source.path.trim_end_matches("mod.rs");
+        let sentence = source.code[0].trim_start_matches("//! ");
+        let rows = [format!("| `{name}` | {sentence} |"), format!("| **`{name}`** | {sentence} |")];
+        let nested = format!("| `{}` | {sentence} |", source.path);
+        assert!(rows.iter().chain([&nested]).any(|row| page.contains(row)), "no row of the code map: {}", rows[0]);
+    }
+}
