@@ -5,12 +5,14 @@
 //! their own offsets. The last [`TAIL_BYTES`] wait until the digest is right (law 2).
 
 mod error;
+mod extents;
 #[expect(clippy::module_inception, reason = "a fill is what this module is about; no other word is as right")]
 mod fill;
 mod origin;
 mod passthrough;
 mod progress;
 mod reader;
+mod segments;
 mod table;
 mod transfer;
 

@@ -1,0 +1,97 @@
+//! Which bytes of a partial file are present: disjoint extents, exact to the byte. Pure.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+/// A set of bytes, kept as extents that neither overlap nor touch.
+///
+/// Exact to the byte rather than a bitmap of blocks, because readers are given what has arrived of a block; requests for
+/// single ranges are aligned to blocks, which bounds how many extents a blob can have.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Extents(BTreeMap<u64, u64>);
+
+// === impl Extents ===
+
+impl Extents {
+    /// Adds bytes, some of which may be there already.
+    pub(super) fn insert(&mut self, added: Range<u64>) {
+        if added.is_empty() {
+            return;
+        }
+        let Range { mut start, mut end } = added;
+        // Whatever touches the new bytes becomes one extent with them.
+        while let Some((&first, &last)) = self.0.range(..=end).next_back()
+            && last >= start
+        {
+            start = start.min(first);
+            end = end.max(last);
+            self.0.remove(&first);
+        }
+        self.0.insert(start, end);
+    }
+
+    /// Where the bytes that are present from `offset` on end; `offset` itself if it is absent.
+    pub(super) fn end_of(&self, offset: u64) -> u64 {
+        match self.0.range(..=offset).next_back() {
+            Some((_, &end)) if end > offset => end,
+            _ => offset,
+        }
+    }
+
+    /// The first absent bytes at `offset` or later, up to where bytes are present again or `limit`. `None` if all up to
+    /// there are present.
+    pub(super) fn gap(&self, offset: u64, limit: u64) -> Option<Range<u64>> {
+        let start = self.end_of(offset);
+        let end = self.0.range(start..).next().map_or(limit, |(&next, _)| next.min(limit));
+        (start < end).then_some(start..end)
+    }
+
+    /// How many bytes there are.
+    #[cfg(test)]
+    pub(super) fn total(&self) -> u64 {
+        self.0.iter().map(|(start, end)| end - start).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn extents_that_touch_become_one() {
+        let mut extents = Extents::default();
+        extents.insert(10..20);
+        extents.insert(30..40);
+        extents.insert(5..5);
+        assert_eq!((extents.end_of(0), extents.end_of(10), extents.end_of(19), extents.end_of(20)), (0, 20, 20, 20));
+        assert_eq!(extents.gap(0, 100), Some(0..10));
+        assert_eq!(extents.gap(10, 100), Some(20..30));
+        assert_eq!(extents.gap(35, 40), None);
+        extents.insert(20..30);
+        assert_eq!(extents.end_of(10), 40);
+        assert_eq!(extents.0.len(), 1);
+    }
+
+    proptest! {
+        #[test]
+        fn extents_agree_with_a_set_of_bytes(ranges in prop::collection::vec((0_u64..200, 0_u64..40), 0..40)) {
+            let mut extents = Extents::default();
+            let mut naive = [false; 300];
+            for (start, len) in ranges {
+                extents.insert(start..start + len);
+                for at in start..start + len {
+                    naive[usize::try_from(at).unwrap()] = true;
+                }
+                prop_assert_eq!(extents.total(), naive.iter().filter(|there| **there).count() as u64);
+                for offset in 0..300_u64 {
+                    let from = usize::try_from(offset).unwrap();
+                    let end = (from..300).find(|at| !naive[*at]).unwrap_or(300) as u64;
+                    prop_assert_eq!(extents.end_of(offset), end);
+                    let gap_end = (usize::try_from(end).unwrap()..300).find(|at| naive[*at]).unwrap_or(300) as u64;
+                    prop_assert_eq!(extents.gap(offset, 300), (end < 300).then_some(end..gap_end));
+                }
+            }
+        }
+    }
+}
