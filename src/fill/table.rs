@@ -125,18 +125,22 @@ impl Fills {
 
 /// A fill's place in the table. Dropping it, on whatever path, takes the fill out and tells its readers.
 struct TableEntry {
-    inner: Arc<Inner>,
     fill: Arc<Fill>,
+    inner: Arc<Inner>,
+    /// Dropped last: whoever waits for fills to end may then rely on the table having let go of this one.
+    _in_flight: InFlight,
 }
+
+/// Counts a fill as long as its task lives.
+struct InFlight(Arc<Inner>);
 
 // === impl TableEntry ===
 
 impl TableEntry {
     /// Called under the table's lock, so that a fill is counted before anyone can wait for it to end.
     fn new(inner: Arc<Inner>, fill: Arc<Fill>) -> Self {
-        inner.in_flight.send_modify(|count| *count += 1);
-        inner.tools.metrics.fills_in_flight.inc();
-        Self { inner, fill }
+        let in_flight = InFlight::new(&inner);
+        Self { fill, inner, _in_flight: in_flight }
     }
 
     async fn run(self) {
@@ -166,7 +170,22 @@ impl Drop for TableEntry {
             digest: self.fill.key().digest,
             reason: "its task ended unexpectedly; see the log",
         });
-        self.inner.tools.metrics.fills_in_flight.dec();
-        self.inner.in_flight.send_modify(|count| *count -= 1);
+    }
+}
+
+// === impl InFlight ===
+
+impl InFlight {
+    fn new(inner: &Arc<Inner>) -> Self {
+        inner.in_flight.send_modify(|count| *count += 1);
+        inner.tools.metrics.fills_in_flight.inc();
+        Self(Arc::clone(inner))
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.tools.metrics.fills_in_flight.dec();
+        self.0.in_flight.send_modify(|count| *count -= 1);
     }
 }
