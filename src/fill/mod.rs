@@ -4,14 +4,18 @@
 //! [`Origin`], writes them to a partial file and hashes them at the same time; readers follow the growing file at
 //! their own offsets. The last [`TAIL_BYTES`] wait until the digest is right (law 2).
 
+mod connections;
 mod error;
 mod extents;
 #[expect(clippy::module_inception, reason = "a fill is what this module is about; no other word is as right")]
 mod fill;
+mod hashing;
+mod incoming;
 mod origin;
 mod passthrough;
 mod progress;
 mod reader;
+mod retry;
 mod segments;
 mod table;
 mod transfer;

@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::oci::range::ByteRange;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
@@ -13,14 +14,16 @@ pub trait Origin: Send + Sync + fmt::Debug {
     /// Names it in logs and errors, such as `docker.io/library/nginx`. Never a secret.
     fn label(&self) -> String;
 
-    /// Asks for the blob from byte `from` to its end. The answer may start earlier: see [`OriginBody::offset`].
-    fn fetch(&self, from: u64) -> BoxFuture<'_, Result<OriginBody, OriginError>>;
+    /// Asks for a range of the blob, or all of it. The answer may be another part: see [`OriginBody`].
+    fn fetch(&self, range: Option<ByteRange>) -> BoxFuture<'_, Result<OriginBody, OriginError>>;
 }
 
 /// A body on its way.
 pub struct OriginBody {
     /// The position in the blob of the first byte that [`body`](Self::body) yields.
     pub offset: u64,
+    /// The position after the last byte that it should yield, where the origin says it.
+    pub end: Option<u64>,
     /// The size of the whole blob, where the origin says it.
     pub total_bytes: Option<u64>,
     /// The bytes. An error ends the stream; the end of the stream without one is the end of the blob.
@@ -52,6 +55,8 @@ pub enum OriginErrorKind {
         /// When, if it said so.
         retry_after: Option<Duration>,
     },
+    /// All of our own connections to it are in use.
+    Busy,
     /// It can't be reached or answers with a server error.
     Unavailable,
     /// It did not answer in time.
@@ -66,6 +71,7 @@ impl fmt::Debug for OriginBody {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("OriginBody")
             .field("offset", &self.offset)
+            .field("end", &self.end)
             .field("total_bytes", &self.total_bytes)
             .finish_non_exhaustive()
     }

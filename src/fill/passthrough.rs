@@ -30,7 +30,7 @@ pub async fn pass_through(
     digest: Digest,
     metrics: Arc<Metrics>,
 ) -> Result<PassThrough, OriginError> {
-    let body = origin.fetch(0).await?;
+    let body = origin.fetch(None).await?;
     if body.offset != 0 {
         return Err(OriginError {
             kind: OriginErrorKind::Unusable,

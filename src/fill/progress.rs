@@ -1,18 +1,24 @@
 //! How far a fill has come, and who waits for it to come further.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::sync::oneshot;
+use tokio::sync::futures::Notified;
+use tokio::sync::{Notify, oneshot};
 
 use crate::store::OpenFile;
 
 use super::error::FillError;
+use super::segments::{Claim, Segments};
 
 /// The last bytes of a blob, which go out only once the whole of it is verified (law 2).
 pub const TAIL_BYTES: u64 = 64 * 1024;
+
+/// How many waiting readers have a say in what is fetched next.
+const WANTED_MAX: usize = 32;
 
 /// What is known about a fill at one moment.
 ///
@@ -20,6 +26,8 @@ pub const TAIL_BYTES: u64 = 64 * 1024;
 #[derive(Debug)]
 pub(super) struct Progress {
     state: Mutex<State>,
+    /// Told of everything that may give connections or the hashing something to do.
+    changed: Notify,
 }
 
 #[derive(Debug)]
@@ -29,20 +37,29 @@ struct State {
     next_waiter: u64,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 enum Phase {
     /// No origin has answered yet.
     Starting,
     /// Bytes are arriving in a file.
-    Running { file: Arc<OpenFile>, frontier: u64, size_bytes: Option<u64> },
+    Running { file: Arc<OpenFile>, arrived: Arrived },
     /// All bytes are there and right.
     Verified { content: Content, size_bytes: u64 },
     /// It ended without the blob.
     Failed(FillError),
 }
 
+/// What of a blob has arrived.
+#[derive(Debug)]
+enum Arrived {
+    /// The first so many bytes of a blob whose size nobody has said.
+    Stream(u64),
+    /// Any bytes of a blob whose size is known.
+    Segments(Segments),
+}
+
 /// Where verified bytes lie.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 enum Content {
     File(Arc<OpenFile>),
     Memory(Bytes),
@@ -81,21 +98,83 @@ pub(super) enum Available {
 
 impl Progress {
     pub(super) fn new() -> Self {
-        Self { state: Mutex::new(State { phase: Phase::Starting, waiting: BTreeMap::new(), next_waiter: 0 }) }
+        let state = State { phase: Phase::Starting, waiting: BTreeMap::new(), next_waiter: 0 };
+        Self { state: Mutex::new(state), changed: Notify::new() }
     }
 
-    /// Bytes will arrive in `file`.
-    pub(super) fn start(&self, file: Arc<OpenFile>, size_bytes: Option<u64>) {
-        self.state.lock().phase = Phase::Running { file, frontier: 0, size_bytes };
+    /// Bytes will arrive in `file` one after the other, until they end.
+    pub(super) fn start_stream(&self, file: Arc<OpenFile>) {
+        self.state.lock().phase = Phase::Running { file, arrived: Arrived::Stream(0) };
     }
 
-    /// The first `frontier` bytes are in the file.
+    /// The first `frontier` bytes of a stream are in the file.
     pub(super) fn advance(&self, frontier: u64) {
         let mut state = self.state.lock();
-        if let Phase::Running { frontier: reached, .. } = &mut state.phase {
+        let before = state.phase.given_out(0);
+        if let Phase::Running { arrived: Arrived::Stream(reached), .. } = &mut state.phase {
             *reached = frontier;
         }
-        state.wake();
+        state.wake_at(before..u64::MAX);
+    }
+
+    /// Bytes will arrive in `file` in segments.
+    pub(super) fn start_segments(&self, file: Arc<OpenFile>, segments: Segments) {
+        self.state.lock().phase = Phase::Running { file, arrived: Arrived::Segments(segments) };
+    }
+
+    /// The next segment that a connection should bring, if any: what readers wait for comes first.
+    pub(super) fn claim(&self) -> Option<Claim> {
+        let mut state = self.state.lock();
+        let State { phase, waiting, .. } = &mut *state;
+        let wanted = waiting.keys().filter_map(|(goal, _)| match goal {
+            Goal::Byte(offset) => Some(*offset),
+            Goal::Verified => None,
+        });
+        phase.segments()?.claim(wanted.take(WANTED_MAX))
+    }
+
+    /// The next bytes of a claim are in the file.
+    pub(super) fn received(&self, claim: &mut Claim, len: u64) {
+        let start = claim.rest.start;
+        self.arrived(start..start + len, |segments| segments.received(claim, len));
+    }
+
+    /// Bytes that nobody had claimed are in the file.
+    pub(super) fn inserted(&self, bytes: Range<u64>) {
+        self.arrived(bytes.clone(), |segments| segments.insert(bytes));
+    }
+
+    fn arrived(&self, bytes: Range<u64>, note: impl FnOnce(&mut Segments)) {
+        let mut state = self.state.lock();
+        if let Some(segments) = state.phase.segments() {
+            note(segments);
+        }
+        state.wake_at(bytes);
+        drop(state);
+        self.changed.notify_waiters();
+    }
+
+    /// A claim is done or given up.
+    pub(super) fn release(&self, claim: &Claim) {
+        if let Some(segments) = self.state.lock().phase.segments() {
+            segments.release(claim);
+        }
+        self.changed.notify_waiters();
+    }
+
+    /// The first bytes within `bytes` that are neither there nor claimed.
+    pub(super) fn missing_in(&self, bytes: Range<u64>) -> Option<Range<u64>> {
+        self.state.lock().phase.segments()?.missing_in(bytes)
+    }
+
+    /// Up to here, everything from the start of a blob in segments is in the file.
+    pub(super) fn frontier(&self) -> u64 {
+        self.state.lock().phase.segments().map_or(0, |segments| segments.frontier())
+    }
+
+    /// Waits for something to change after this call.
+    pub(super) fn change(&self) -> Notified<'_> {
+        self.changed.notified()
     }
 
     /// Every byte is in the file and right.
@@ -104,14 +183,14 @@ impl Progress {
         if let Phase::Running { file, .. } = &state.phase {
             state.phase = Phase::Verified { content: Content::File(Arc::clone(file)), size_bytes };
         }
-        state.wake();
+        state.wake_all();
     }
 
     /// Every byte is here and right.
     pub(super) fn verified_in_memory(&self, bytes: Bytes) {
         let mut state = self.state.lock();
         state.phase = Phase::Verified { size_bytes: bytes.len() as u64, content: Content::Memory(bytes) };
-        state.wake();
+        state.wake_all();
     }
 
     /// The fill failed, unless it had already ended.
@@ -120,10 +199,12 @@ impl Progress {
         if matches!(state.phase, Phase::Starting | Phase::Running { .. }) {
             state.phase = Phase::Failed(error);
         }
-        state.wake();
+        state.wake_all();
+        drop(state);
+        self.changed.notify_waiters();
     }
 
-    /// Waits until the first byte can be given out, or the fill has ended.
+    /// Waits until any byte can be given out, or the fill has ended.
     pub(super) async fn head(&self) -> Result<Head, FillError> {
         self.wait_for(Goal::Byte(0)).await?;
         self.state.lock().phase.head()
@@ -149,7 +230,9 @@ impl Progress {
             Phase::Verified { content: Content::File(file), size_bytes } => {
                 Available::File { file: Arc::clone(file), end: *size_bytes }
             }
-            Phase::Running { file, .. } => Available::File { file: Arc::clone(file), end: state.phase.given_out() },
+            Phase::Running { file, .. } => {
+                Available::File { file: Arc::clone(file), end: state.phase.given_out(offset) }
+            }
             Phase::Starting => Available::End,
             Phase::Failed(error) => return Err(error.clone()),
         })
@@ -165,6 +248,8 @@ impl Progress {
                 if state.phase.reached(goal) {
                     return Ok(());
                 }
+                // A reader that waits may change what connections should bring next.
+                self.changed.notify_waiters();
                 let (sender, woken) = oneshot::channel();
                 let key = (goal, state.next_waiter);
                 state.next_waiter += 1;
@@ -179,15 +264,25 @@ impl Progress {
 // === impl State ===
 
 impl State {
-    /// Wakes those whose goal is reached, and nobody else: a broadcast to a thousand readers costs more than a core.
-    fn wake(&mut self) {
-        let ended = matches!(self.phase, Phase::Failed(_));
-        while let Some(first) = self.waiting.first_entry() {
-            if !ended && !self.phase.reached(first.key().0) {
-                break;
+    /// Wakes those who wait for one of these bytes, and nobody else: a broadcast to a thousand readers costs more than a
+    /// core.
+    fn wake_at(&mut self, bytes: Range<u64>) {
+        let mut from = (Goal::Byte(bytes.start), 0);
+        while let Some((&key, _)) = self.waiting.range(from..(Goal::Byte(bytes.end), 0)).next() {
+            from = (key.0, key.1 + 1);
+            // One who waits for a byte of the tail goes on waiting.
+            if self.phase.reached(key.0)
+                && let Some(waiter) = self.waiting.remove(&key)
+            {
+                // A waiter that left in the meantime needs no waking.
+                let _ = waiter.send(());
             }
-            // A waiter that left in the meantime needs no waking.
-            let _ = first.remove().send(());
+        }
+    }
+
+    fn wake_all(&mut self) {
+        while let Some((_, waiter)) = self.waiting.pop_first() {
+            let _ = waiter.send(());
         }
     }
 }
@@ -195,12 +290,21 @@ impl State {
 // === impl Phase ===
 
 impl Phase {
-    /// How many bytes from the start may be given out.
-    fn given_out(&self) -> u64 {
+    fn segments(&mut self) -> Option<&mut Segments> {
+        match self {
+            Self::Running { arrived: Arrived::Segments(segments), .. } => Some(segments),
+            _ => None,
+        }
+    }
+
+    /// Up to where the bytes from `offset` on may be given out: what is there, but not the tail until all is verified.
+    fn given_out(&self, offset: u64) -> u64 {
         match self {
             Self::Starting | Self::Failed(_) => 0,
-            Self::Running { frontier, size_bytes: Some(size), .. } => (*frontier).min(size.saturating_sub(TAIL_BYTES)),
-            Self::Running { frontier, size_bytes: None, .. } => frontier.saturating_sub(TAIL_BYTES),
+            Self::Running { arrived: Arrived::Stream(frontier), .. } => frontier.saturating_sub(TAIL_BYTES),
+            Self::Running { arrived: Arrived::Segments(segments), .. } => {
+                segments.end_of(offset).min(segments.size_bytes().saturating_sub(TAIL_BYTES))
+            }
             Self::Verified { size_bytes, .. } => *size_bytes,
         }
     }
@@ -208,7 +312,7 @@ impl Phase {
     fn reached(&self, goal: Goal) -> bool {
         match (self, goal) {
             (Self::Verified { .. }, _) => true,
-            (_, Goal::Byte(offset)) => offset < self.given_out(),
+            (_, Goal::Byte(offset)) => offset < self.given_out(offset),
             (_, Goal::Verified) => false,
         }
     }
@@ -216,7 +320,10 @@ impl Phase {
     fn head(&self) -> Result<Head, FillError> {
         match self {
             Self::Starting => Ok(Head { size_bytes: None, verified: false }),
-            Self::Running { size_bytes, .. } => Ok(Head { size_bytes: *size_bytes, verified: false }),
+            Self::Running { arrived: Arrived::Stream(_), .. } => Ok(Head { size_bytes: None, verified: false }),
+            Self::Running { arrived: Arrived::Segments(segments), .. } => {
+                Ok(Head { size_bytes: Some(segments.size_bytes()), verified: false })
+            }
             Self::Verified { size_bytes, .. } => Ok(Head { size_bytes: Some(*size_bytes), verified: true }),
             Self::Failed(error) => Err(error.clone()),
         }

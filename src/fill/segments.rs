@@ -64,19 +64,24 @@ impl Segments {
     /// their importance), else what lies just ahead of the frontier.
     pub(super) fn claim(&mut self, wanted: impl IntoIterator<Item = u64>) -> Option<Claim> {
         let frontier = self.frontier();
-        let rest = wanted.into_iter().chain([frontier]).find_map(|base| self.unclaimed(base))?;
+        let rest = wanted.into_iter().chain([frontier]).find_map(|base| {
+            let limit = base.saturating_add(self.window_bytes).min(self.size_bytes);
+            self.unclaimed(base, limit).map(|gap| self.cut(gap))
+        })?;
         let claim = Claim { id: self.next_id, rest };
         self.next_id += 1;
         self.claims.push(claim.clone());
         Some(claim)
     }
 
-    /// Claims everything: the one stream of an upstream that knows no ranges.
-    pub(super) fn claim_all(&mut self) -> Claim {
-        let claim = Claim { id: self.next_id, rest: 0..self.size_bytes };
-        self.next_id += 1;
-        self.claims.push(claim.clone());
-        claim
+    /// The first bytes within `bytes` that are neither present nor claimed.
+    pub(super) fn missing_in(&self, bytes: Range<u64>) -> Option<Range<u64>> {
+        self.unclaimed(bytes.start, bytes.end.min(self.size_bytes))
+    }
+
+    /// Bytes that nobody had claimed have arrived.
+    pub(super) fn insert(&mut self, bytes: Range<u64>) {
+        self.present.insert(bytes);
     }
 
     /// The next bytes of a claim have arrived.
@@ -94,20 +99,16 @@ impl Segments {
         self.claims.retain(|ours| ours.id != claim.id);
     }
 
-    /// The first bytes in the window from `base` on that are neither present nor claimed, cut where a segment ends.
-    fn unclaimed(&self, base: u64) -> Option<Range<u64>> {
-        let limit = base.saturating_add(self.window_bytes).min(self.size_bytes);
-        let mut from = base;
+    /// The first bytes from `from` to `limit` that are neither present nor claimed.
+    fn unclaimed(&self, mut from: u64, limit: u64) -> Option<Range<u64>> {
         loop {
             let gap = self.present.gap(from, limit)?;
             let claimed = self.claims.iter().filter(|claim| claim.rest.start < gap.end && claim.rest.end > gap.start);
-            let Some(first) = claimed.min_by_key(|claim| claim.rest.start) else {
-                return Some(self.cut(gap));
-            };
-            if first.rest.start > gap.start {
-                return Some(self.cut(gap.start..first.rest.start));
+            match claimed.map(|claim| &claim.rest).min_by_key(|rest| rest.start) {
+                None => return Some(gap),
+                Some(rest) if rest.start > gap.start => return Some(gap.start..rest.start),
+                Some(rest) => from = rest.end,
             }
-            from = first.rest.end;
             if from >= limit {
                 return None;
             }

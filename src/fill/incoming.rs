@@ -1,0 +1,111 @@
+//! A body on its way, watched for its pace and taken in batches.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::origin::{OriginBody, OriginError, OriginErrorKind};
+
+/// A body that counts as broken when it only drips.
+#[derive(Debug)]
+pub(super) struct Incoming {
+    body: OriginBody,
+    /// How long the current window has waited for upstream, and what came of it. Time spent on our own disk is not
+    /// upstream's fault.
+    waited: Duration,
+    window_bytes: u64,
+    /// What came beyond the end of a batch.
+    rest: Option<Bytes>,
+}
+
+/// Bytes that arrived together.
+#[derive(Debug, Default)]
+pub(super) struct Batch {
+    pub(super) chunks: Vec<Bytes>,
+    pub(super) len: u64,
+    /// The body has ended.
+    pub(super) last: bool,
+}
+
+/// How much is written at a time once bytes arrive quickly.
+const BATCH_BYTES: u64 = 1024 * 1024;
+
+/// How long bytes wait for company before they are written and readers are woken.
+const LINGER: Duration = Duration::from_millis(5);
+
+/// The window in which a body's pace is judged, and the least that must come in it: 64 KiB/s.
+const PACE_WINDOW: Duration = Duration::from_mins(1);
+const PACE_BYTES_MIN: u64 = 60 * 64 * 1024;
+
+// === impl Incoming ===
+
+impl Incoming {
+    pub(super) fn new(body: OriginBody) -> Self {
+        Self { body, waited: Duration::ZERO, window_bytes: 0, rest: None }
+    }
+
+    /// The bytes of a blob of `size_bytes` that this body should bring.
+    pub(super) fn range(&self, size_bytes: u64) -> (u64, u64) {
+        (self.body.offset, self.body.end.unwrap_or(size_bytes).min(size_bytes))
+    }
+
+    /// The next bytes; `None` is the body's end.
+    pub(super) async fn next(&mut self) -> Result<Option<Bytes>, OriginError> {
+        if let Some(rest) = self.rest.take() {
+            return Ok(Some(rest));
+        }
+        loop {
+            let asked = Instant::now();
+            let answered = timeout(PACE_WINDOW.saturating_sub(self.waited), self.body.body.next()).await;
+            self.waited += asked.elapsed();
+            if let Ok(Some(Ok(chunk))) = &answered {
+                self.window_bytes += chunk.len() as u64;
+            }
+            if self.waited >= PACE_WINDOW {
+                if self.window_bytes < PACE_BYTES_MIN {
+                    return Err(OriginError {
+                        kind: OriginErrorKind::Broken,
+                        message: format!("the body only drips: {} bytes in a minute", self.window_bytes).into(),
+                    });
+                }
+                (self.waited, self.window_bytes) = (Duration::ZERO, 0);
+            }
+            if let Ok(answer) = answered {
+                return answer.transpose();
+            }
+        }
+    }
+
+    /// Waits for bytes, then takes what follows within [`LINGER`], up to [`BATCH_BYTES`] and never beyond `limit`. With
+    /// `at_once`, takes the first bytes as they are: a client waits for them.
+    pub(super) async fn batch(&mut self, limit: u64, at_once: bool) -> Result<Batch, OriginError> {
+        let mut batch = Batch::default();
+        let mut deadline = None;
+        while batch.len < BATCH_BYTES.min(limit) {
+            let next = match deadline {
+                None => self.next().await?,
+                Some(deadline) => match timeout_at(deadline, self.next()).await {
+                    Ok(next) => next?,
+                    Err(_elapsed) => break,
+                },
+            };
+            let Some(mut chunk) = next else {
+                batch.last = true;
+                break;
+            };
+            let room = usize::try_from(limit - batch.len).unwrap_or(usize::MAX);
+            if chunk.len() > room {
+                self.rest = Some(chunk.split_off(room));
+            }
+            batch.len += chunk.len() as u64;
+            batch.chunks.push(chunk);
+            if at_once {
+                break;
+            }
+            deadline.get_or_insert_with(|| Instant::now() + LINGER);
+        }
+        Ok(batch)
+    }
+}
