@@ -1,7 +1,7 @@
 //! The composition root: the one place that builds and connects the concrete parts.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::Duration;
 
@@ -77,8 +77,8 @@ const IO_THREADS: usize = 8;
 
 /// Builds all parts from a configuration, connects them, and starts serving.
 ///
-/// Listening comes first, so that clients wait instead of being refused while the store is read; nothing here needs the
-/// network beyond that (law 9).
+/// Listening comes first, so that mistakes in addresses show before anything is touched; until the store is open, clients
+/// are told so. Nothing here needs the network beyond that (law 9).
 pub async fn start(config: &Config) -> Result<Running, StartError> {
     start_with(config, None).await
 }
@@ -97,6 +97,10 @@ pub async fn start_with(config: &Config, faults: Option<Arc<dyn Faults>>) -> Res
     let admin_router = admin::router(Arc::clone(&metrics), readiness.clone());
     let admin_tasks = serve(admin_listeners, &admin_router, limits, &metrics, &admin_shutdown);
 
+    let edge = Arc::new(OnceLock::new());
+    let router = router::router(Arc::clone(&edge), Arc::clone(&metrics));
+    let accepting = serve(listeners, &router, limits, &metrics, &shutdown);
+
     let (store, capacity_bytes) = open_store(config, &metrics, faults).await?;
     let cores = thread::available_parallelism().map_or(1, usize::from);
     let fills = Fills::new(store.clone(), Pool::new("hash", cores)?, Arc::clone(&metrics));
@@ -107,9 +111,9 @@ pub async fn start_with(config: &Config, faults: Option<Arc<dyn Faults>>) -> Res
         ranges_wait_for_verified: config.fill.unverified_ranges == UnverifiedRanges::Wait,
     };
     let mirror = Mirror::new(settings, upstreams(config, &metrics), store.clone(), fills.clone(), Arc::clone(&metrics));
-    let edge = Edge { mirror: mirror.clone(), client_header_timeout: config.server.client_header_timeout };
-    let router = router::router(edge, Arc::clone(&metrics));
-    let accepting = serve(listeners, &router, limits, &metrics, &shutdown);
+    let client_header_timeout = config.server.client_header_timeout;
+    // It is set here only, so it was not set before.
+    let _ = edge.set(Edge { mirror: mirror.clone(), client_header_timeout });
     let sweeping = tasks::spawn("sweep", sweep(store.clone(), shutdown.clone()));
     readiness.set_ready();
     Ok(Running {

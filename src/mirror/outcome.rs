@@ -64,7 +64,9 @@ impl fmt::Display for Outcome {
             Self::Hit => f.write_str("cachalot; hit"),
             Self::Revalidated => f.write_str("cachalot; hit; detail=revalidated"),
             Self::Stale { expired_for } => {
-                write!(f, "cachalot; hit; ttl=-{}; detail=upstream-unavailable", expired_for.as_secs())
+                // Less than a second ago is not "-0".
+                let seconds = expired_for.as_secs().max(1);
+                write!(f, "cachalot; hit; ttl=-{seconds}; detail=upstream-unavailable")
             }
             Self::Miss => f.write_str("cachalot; fwd=miss; stored"),
             Self::Collapsed => f.write_str("cachalot; fwd=miss; collapsed"),

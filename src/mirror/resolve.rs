@@ -82,7 +82,10 @@ impl Names {
     }
 
     /// Finds the upstream that a request means. In order: the path before `/v2/`, the first segments after it, `ns`,
-    /// the `Host` header, the default. So a path wins over an `ns` that differs.
+    /// the `Host` header, the default.
+    ///
+    /// So a path that begins with the name of a registry wins over an `ns` that differs. An alias without a dot does not:
+    /// it may just as well be an organisation there (`docker.io/corp/app`), and an image must never be another's.
     pub fn resolve(
         &self,
         prefix: Option<&str>,
@@ -96,18 +99,24 @@ impl Names {
             let repository = self.strip(name).filter(|inner| inner.registry == registry);
             return Ok(repository.unwrap_or_else(|| resolved((registry, upstream), name)));
         }
-        if let Some(resolved) = self.strip(name) {
-            return Ok(resolved);
-        }
+        let by_path = self.strip(name);
         if let Some(namespace) = namespace {
-            return Ok(resolved(self.look_up(namespace).ok_or_else(|| unknown(namespace))?, name));
+            let named = self.look_up(namespace);
+            let wins = |by_path: &Resolved| {
+                looks_like_host(name) || named.as_ref().is_some_and(|(registry, _)| *registry == by_path.registry)
+            };
+            if let Some(by_path) = by_path.filter(wins) {
+                return Ok(by_path);
+            }
+            return Ok(resolved(named.ok_or_else(|| unknown(namespace))?, name));
+        }
+        if let Some(by_path) = by_path {
+            return Ok(by_path);
         }
         // A first segment that looks like a host was meant as one: no upstream has such a repository, and asking the
         // default for it would tell a stranger's name to it.
-        if let Some((first, _)) = name.split_once('/')
-            && (first.contains('.') || first == "localhost")
-        {
-            return Err(unknown(first));
+        if looks_like_host(name) {
+            return Err(unknown(name.split('/').next().unwrap_or_default()));
         }
         let by_host = host.and_then(|host| {
             let host = host.to_ascii_lowercase();
@@ -142,6 +151,11 @@ fn resolved((registry, upstream): (RegistryName, usize), name: &str) -> Resolved
     let official = registry.as_str() == "docker.io" && !name.is_empty() && !name.contains('/');
     let repository = if official { format!("library/{name}") } else { name.to_owned() };
     Resolved { upstream, registry, repository }
+}
+
+/// Whether the first of several segments was meant as a host: no organisation has a dot or a port in its name.
+fn looks_like_host(name: &str) -> bool {
+    name.split_once('/').is_some_and(|(first, _)| first.contains(['.', ':']) || first == "localhost")
 }
 
 fn unknown(name: &str) -> Unresolved {
@@ -210,6 +224,13 @@ mod tests {
             ("", "mirror/hub/nginx", "", "", "0 docker.io library/nginx"),
             ("", "mirror/other/nginx", "", "", "1 quay.io mirror/other/nginx"),
             ("", "corp/a/b", "", "", "2 corp:5000 a/b"),
+            ("", "corp/a/b", "corp:5000", "", "2 corp:5000 a/b"),
+            ("", "mirror/hub/nginx", "docker.io", "", "0 docker.io library/nginx"),
+            // an alias that may be an organisation elsewhere
+            ("", "corp/a", "docker.io", "", "0 docker.io corp/a"),
+            ("", "mirror/hub/nginx", "quay.io", "", "1 quay.io mirror/hub/nginx"),
+            ("", "corp/a", "evil.example", "", "unknown evil.example"),
+            ("", "docker.io/nginx", "evil.example", "", "0 docker.io library/nginx"),
             ("", "evil.example/a/b", "", "", "unknown evil.example"),
             ("", "localhost/a", "", "", "unknown localhost"),
             // an upstream's name alone is a repository of the default

@@ -1,6 +1,6 @@
 //! From a request to its handler: the URL is parsed once, the upstream found, and every answer gets its last headers.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use axum::Router;
@@ -43,6 +43,9 @@ pub(super) struct Ask<'a> {
     pub(super) abort: AbortHandle,
 }
 
+/// When to come back while the server starts.
+const STARTING_PAUSE: Duration = Duration::from_secs(5);
+
 /// An answer, and what became of the request.
 pub(super) type Answer = Result<(Response, Outcome), ErrorResponse>;
 
@@ -51,18 +54,23 @@ const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 const NAMESPACE: HeaderName = HeaderName::from_static("oci-namespace");
 
-/// The service of the registry listener.
-pub fn router(edge: Edge, metrics: Arc<Metrics>) -> Router {
+/// The service of the registry listener. Until there is an edge, clients are told so at once and try their next host: left
+/// waiting, they would wait for as long as a server that went before holds the data directory.
+pub fn router(edge: Arc<OnceLock<Edge>>, metrics: Arc<Metrics>) -> Router {
     let record = axum::middleware::from_fn_with_state(metrics, access_log::record);
     Router::new().fallback(handle).with_state(edge).layer(record)
 }
 
-async fn handle(State(edge): State<Edge>, request: Request) -> Response {
+async fn handle(State(edge): State<Arc<OnceLock<Edge>>>, request: Request) -> Response {
     let mut logged = Logged::default();
     // Nothing that is asked here has a body; one that comes all the same is left to the connection.
     let (request, _body) = request.into_parts();
     let head = request.method == Method::HEAD;
-    let mut response = match answer(&edge, &request, &mut logged).await {
+    let answer = match edge.get() {
+        Some(edge) => answer(edge, &request, &mut logged).await,
+        None => Err(starting()),
+    };
+    let mut response = match answer {
         Ok((mut response, outcome)) => {
             logged.outcome = outcome.label();
             insert(response.headers_mut(), CACHE_STATUS, &outcome.to_string());
@@ -157,6 +165,11 @@ async fn dispatch(ask: &Ask<'_>, logged: &mut Logged) -> Answer {
     }
 }
 
+fn starting() -> ErrorResponse {
+    let message = "the mirror is starting: it opens its data directory; try again in a moment";
+    ErrorResponse::new(StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable, message).retry_after(STARTING_PAUSE)
+}
+
 /// What a mirror does not do. Writes are 405 and not 400 or 404, which clients take for a success or a missing name.
 fn refuse_method(method: &Method, route: &Route) -> Option<Answer> {
     let reads = matches!(*method, Method::GET | Method::HEAD);
@@ -226,5 +239,22 @@ pub(super) fn insert_warning(headers: &mut HeaderMap, warning: Option<&str>) {
             })
             .collect();
         insert(headers, http::header::WARNING, &format!("299 - \"{text}\""));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tower::ServiceExt as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_server_that_starts_says_so_at_once() {
+        let router = router(Arc::default(), Arc::new(Metrics::new()));
+        let request = Request::builder().uri("/v2/").body(Body::empty()).unwrap();
+        let response = router.oneshot(request).await.unwrap();
+        assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(response.headers()[http::header::RETRY_AFTER], "5");
+        assert_eq!(response.headers()["cache-status"], "cachalot; fwd=miss; detail=failed");
     }
 }
