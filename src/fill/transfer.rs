@@ -1,63 +1,89 @@
 //! The task that brings a blob's bytes: from an origin, through the verifier, into the store.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use futures_util::{StreamExt, future};
-use tokio::time::{Instant, timeout_at};
+use futures_util::future;
+use tokio::sync::Semaphore;
 
 use crate::metrics::{Metrics, WhereLabels};
-use crate::oci::{Verified, Verifier};
+use crate::oci::range::ByteRange;
+use crate::oci::{Mismatch, RegistryName, Verifier};
 use crate::store::{Partial, Store};
 use crate::tasks::Pool;
 
+use super::connections::Connections;
 use super::error::FillError;
-use super::fill::Fill;
-use super::origin::{OriginBody, OriginError, OriginErrorKind};
+use super::fill::{Fill, OriginId};
+use super::hashing;
+use super::incoming::{Batch, Incoming};
+use super::origin::{Origin, OriginBody, OriginError, OriginErrorKind};
+use super::segments::Segments;
 
 /// Blobs up to this size are held in memory and verified before their first byte goes out (law 2).
 pub const SMALL_BYTES: u64 = 1024 * 1024;
 
-/// How much is written and hashed at a time once bytes arrive quickly.
-const BATCH_BYTES: usize = 1024 * 1024;
+/// What one upstream request fetches of a large blob.
+pub const SEGMENT_BYTES: u64 = 8 * 1024 * 1024;
 
-/// How long bytes wait for company before they are written and readers are woken.
-const LINGER: Duration = Duration::from_millis(5);
+/// How downloads use upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Connections that share a large blob.
+    pub connections_per_blob: usize,
+    /// Blobs that are known to be this large are asked for in segments.
+    pub parallel_above_bytes: u64,
+    /// What one request fetches of such a blob.
+    pub segment_bytes: u64,
+    /// Further connections of all blobs together: beyond each blob's first one.
+    pub extra_connections_max: usize,
+}
 
 /// What a transfer needs besides its fill.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(super) struct Tools {
     pub(super) store: Store,
     pub(super) hashing: Pool,
     pub(super) metrics: Arc<Metrics>,
+    pub(super) limits: Limits,
+    /// Places for further connections, of all fills together.
+    pub(super) extra_connections: Semaphore,
+    /// Upstreams that answered a range with something else lately.
+    pub(super) without_ranges: moka::sync::Cache<RegistryName, ()>,
 }
 
-/// Bytes that arrived together.
-#[derive(Debug, Default)]
-struct Batch {
-    chunks: Vec<Bytes>,
-    len: u64,
-    last: bool,
+/// What a finished transfer has to tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Transferred {
+    pub(super) size_bytes: u64,
+    /// How often a broken body was resumed.
+    pub(super) resumes: u64,
+}
+
+type OpenOrigin = (OriginId, Arc<dyn Origin>);
+
+// === impl Limits ===
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections_per_blob: 4,
+            parallel_above_bytes: 32 * 1024 * 1024,
+            segment_bytes: SEGMENT_BYTES,
+            extra_connections_max: 256,
+        }
+    }
 }
 
 // === impl Tools ===
 
 impl Tools {
-    /// Tries the fill's origins in turn until one gives the blob; the progress says how it went. Returns its size.
-    pub(super) async fn run(&self, fill: &Fill) -> Result<u64, FillError> {
+    /// Tries the fill's origins in turn until one begins to give the blob; the progress says how it went.
+    pub(super) async fn run(&self, fill: &Fill) -> Result<Transferred, FillError> {
         let mut last_error = None;
         while let Some((id, origin)) = fill.next_origin() {
-            let answered = match origin.fetch(0).await {
-                Ok(body) if body.offset == 0 => Ok(body),
-                Ok(_) => Err(OriginError {
-                    kind: OriginErrorKind::Unusable,
-                    message: format!("{} answered a request for a whole blob with a part of it", origin.label()).into(),
-                }),
-                Err(error) => Err(error),
-            };
-            match answered {
-                Ok(body) => return self.receive(fill, &origin.label(), body).await,
+            match self.open(fill, &*origin).await {
+                Ok(body) => return self.receive(fill, (id, origin), body).await,
                 Err(error) => {
                     fill.origin_failed(id, &error);
                     last_error = Some(error);
@@ -71,16 +97,52 @@ impl Tools {
         ))
     }
 
-    async fn receive(&self, fill: &Fill, origin: &str, mut body: OriginBody) -> Result<u64, FillError> {
-        let small = body.total_bytes.is_none_or(|total| total <= SMALL_BYTES);
-        let mut head = Vec::new();
-        if small {
-            let whole = collect_small(&mut body, &mut head).await?;
-            if whole {
-                return self.finish_small(fill, origin, head, body.total_bytes).await;
+    /// Asks for the first segment of a blob that is known to be large, for all of any other.
+    async fn open(&self, fill: &Fill, origin: &dyn Origin) -> Result<OriginBody, OriginError> {
+        let large = fill.expected_bytes().is_some_and(|size| size >= self.limits.parallel_above_bytes);
+        let ranges = large && !self.without_ranges.contains_key(&fill.key().registry);
+        let first = ranges.then_some(ByteRange { first: 0, last: self.limits.segment_bytes - 1 });
+        let body = origin.fetch(first).await?;
+        let whole = body.end.is_none() || body.end == body.total_bytes;
+        if body.offset == 0 && (whole || (first.is_some() && body.total_bytes.is_some())) {
+            return Ok(body);
+        }
+        Err(OriginError {
+            kind: OriginErrorKind::Unusable,
+            message: format!("{} answered with a part of the blob that was not asked for", origin.label()).into(),
+        })
+    }
+
+    async fn receive(&self, fill: &Fill, origin: OpenOrigin, body: OriginBody) -> Result<Transferred, FillError> {
+        match body.total_bytes {
+            Some(size_bytes) if size_bytes > SMALL_BYTES => self.receive_sized(fill, origin, body, size_bytes).await,
+            total => {
+                let size_bytes = self.receive_small(fill, &origin.1.label(), Incoming::new(body), total).await?;
+                Ok(Transferred { size_bytes, resumes: 0 })
             }
         }
-        self.receive_large(fill, origin, body, head).await
+    }
+
+    /// Takes a body into memory as long as it stays small.
+    async fn receive_small(
+        &self,
+        fill: &Fill,
+        origin: &str,
+        mut incoming: Incoming,
+        total: Option<u64>,
+    ) -> Result<u64, FillError> {
+        let (mut chunks, mut len) = (Vec::new(), 0);
+        while let Some(chunk) = incoming.next().await? {
+            len += chunk.len() as u64;
+            chunks.push(chunk);
+            if total.is_some_and(|total| len > total) {
+                return Err(too_long(total));
+            }
+            if len > SMALL_BYTES {
+                return self.receive_stream(fill, origin, incoming, chunks).await;
+            }
+        }
+        self.finish_small(fill, origin, chunks, total).await
     }
 
     /// Verifies a blob that is all in memory, gives it to the readers, and keeps it.
@@ -106,41 +168,56 @@ impl Tools {
         let size_bytes = verified.size_bytes();
         fill.progress().verified_in_memory(bytes.clone());
         if let Err(error) = self.store.put_blob(verified, bytes).await {
-            tracing::warn!(%digest, %error, "could not keep {digest}: {error}; it is served all the same");
+            tracing::warn!(%digest, "could not keep {digest}: {error}; it is served all the same");
         }
         Ok(size_bytes)
     }
 
-    async fn receive_large(
+    /// A blob whose size is known and not small: in segments where upstream lets us.
+    async fn receive_sized(
+        &self,
+        fill: &Fill,
+        origin: OpenOrigin,
+        body: OriginBody,
+        size_bytes: u64,
+    ) -> Result<Transferred, FillError> {
+        let label = origin.1.label();
+        let partial = self.partial(fill, Some(size_bytes)).await?;
+        let file = partial.file();
+        let window = 2 * self.limits.connections_per_blob as u64 * self.limits.segment_bytes;
+        let segments = Segments::new(size_bytes, self.limits.segment_bytes, window);
+        fill.progress().start_segments(Arc::clone(&file), segments);
+
+        let verifier = Verifier::new(fill.key().digest, Some(size_bytes));
+        let connections = Connections::new(self, fill, size_bytes, partial, origin);
+        let hash = async {
+            let hashed = hashing::follow(fill.progress(), &file, size_bytes, &self.hashing, verifier).await;
+            hashed.map_err(|error| self.not_storable(fill, &error))
+        };
+        let (resumes, verifier) = future::try_join(connections.run(body), hash).await?;
+        drop(file);
+        self.finish(fill, &label, connections.into_partial(), verifier).await?;
+        Ok(Transferred { size_bytes, resumes })
+    }
+
+    /// A blob whose size nobody has said: one stream, to its end.
+    async fn receive_stream(
         &self,
         fill: &Fill,
         origin: &str,
-        mut body: OriginBody,
+        mut incoming: Incoming,
         head: Vec<Bytes>,
     ) -> Result<u64, FillError> {
-        let digest = fill.key().digest;
-        let total = body.total_bytes;
-        let not_storable = |reason: String| FillError::NotStorable { digest, reason: reason.into() };
-        let reservation =
-            self.store.reserve(total.unwrap_or(0)).await.map_err(|error| not_storable(error.to_string()))?;
-        let mut partial = self
-            .store
-            .create_partial(&fill.key().registry, digest, total, reservation)
-            .await
-            .map_err(|error| not_storable(error.to_string()))?;
-        fill.progress().start(partial.file(), total);
-
-        let mut verifier = Verifier::new(digest, total);
-        let mut batch = if head.is_empty() { Batch::gather(&mut body, total, 0).await? } else { Batch::of(head) };
+        let mut partial = self.partial(fill, None).await?;
+        fill.progress().start_stream(partial.file());
+        let mut verifier = Verifier::new(fill.key().digest, None);
+        let mut batch = Batch { len: head.iter().map(|chunk| chunk.len() as u64).sum(), chunks: head, last: false };
         let mut written = 0;
         loop {
-            let chunks = batch.chunks.clone();
-            let end = written + batch.len;
+            let (chunks, len, last) = (batch.chunks.clone(), batch.len, batch.last);
             let write = async {
-                if !chunks.is_empty() {
-                    partial.write_at(written, chunks).await.map_err(|error| not_storable(error.to_string()))?;
-                }
-                fill.progress().advance(end);
+                partial.write_at(written, chunks).await.map_err(|error| self.not_storable(fill, &error))?;
+                fill.progress().advance(written + len);
                 Ok::<_, FillError>(())
             };
             let hash = self.hashing.run(move || {
@@ -149,98 +226,49 @@ impl Tools {
                 }
                 verifier
             });
-            let gather =
-                async { if batch.last { Ok(None) } else { Batch::gather(&mut body, total, end).await.map(Some) } };
+            let gather = async { if last { Ok(None) } else { incoming.batch(u64::MAX, false).await.map(Some) } };
             let (wrote, hashed, next) = future::join3(write, hash, gather).await;
             wrote?;
             verifier = hashed;
-            written = end;
+            written += len;
             match next? {
                 Some(next) => batch = next,
                 None => break,
             }
         }
+        self.finish(fill, origin, partial, verifier).await?;
+        Ok(written)
+    }
+
+    async fn partial(&self, fill: &Fill, size_bytes: Option<u64>) -> Result<Partial, FillError> {
+        let key = fill.key();
+        let reservation =
+            self.store.reserve(size_bytes.unwrap_or(0)).await.map_err(|error| self.not_storable(fill, &error))?;
+        let created = self.store.create_partial(&key.registry, key.digest, size_bytes, reservation).await;
+        created.map_err(|error| self.not_storable(fill, &error))
+    }
+
+    /// Gives all of a blob to its readers once its digest is right, and commits it. A failure to commit costs the next
+    /// client a download, this one's readers nothing: they have the file open.
+    async fn finish(&self, fill: &Fill, origin: &str, partial: Partial, verifier: Verifier) -> Result<(), FillError> {
         let verified = verifier.finish().map_err(|mismatch| self.mismatch(origin, mismatch))?;
-        let size_bytes = verified.size_bytes();
-        fill.progress().verified_in_file(size_bytes);
-        self.keep(partial, verified).await;
-        Ok(size_bytes)
-    }
-
-    /// Commits a verified partial. A failure costs the next client a download, this one's readers nothing: they have
-    /// the file open.
-    async fn keep(&self, partial: Partial, verified: Verified) {
         let digest = verified.digest();
+        fill.progress().verified_in_file(verified.size_bytes());
         if let Err(error) = partial.commit(verified).await {
-            tracing::warn!(%digest, %error, "could not keep {digest}: {error}; it is served all the same");
+            tracing::warn!(%digest, "could not keep {digest}: {error}; it is served all the same");
         }
+        Ok(())
     }
 
-    fn mismatch(&self, origin: &str, mismatch: crate::oci::Mismatch) -> FillError {
+    #[expect(clippy::unused_self, reason = "reads as what it is: a verdict of these tools")]
+    fn not_storable(&self, fill: &Fill, error: &dyn std::error::Error) -> FillError {
+        FillError::NotStorable { digest: fill.key().digest, reason: error.to_string().into() }
+    }
+
+    fn mismatch(&self, origin: &str, mismatch: Mismatch) -> FillError {
         self.metrics.verify_failures.get_or_create(&WhereLabels { r#where: "upstream" }).inc();
         FillError::Mismatch { origin: origin.to_owned(), mismatch }
     }
-}
-
-// === impl Batch ===
-
-impl Batch {
-    fn of(chunks: Vec<Bytes>) -> Self {
-        let len = chunks.iter().map(|chunk| chunk.len() as u64).sum();
-        Self { chunks, len, last: false }
-    }
-
-    /// Waits for bytes, then takes what follows within [`LINGER`], up to [`BATCH_BYTES`]. The first bytes of a blob
-    /// don't linger. Bytes beyond `total` are never taken.
-    async fn gather(body: &mut OriginBody, total: Option<u64>, received: u64) -> Result<Self, FillError> {
-        let mut batch = Self::default();
-        let mut deadline = None;
-        loop {
-            let next = match deadline {
-                None => Ok(body.body.next().await),
-                Some(deadline) => timeout_at(deadline, body.body.next()).await,
-            };
-            match next {
-                Err(_elapsed) => return Ok(batch),
-                Ok(None) => {
-                    batch.last = true;
-                    return Ok(batch);
-                }
-                Ok(Some(Err(error))) => return Err(error.into()),
-                Ok(Some(Ok(chunk))) => {
-                    batch.len += chunk.len() as u64;
-                    if total.is_some_and(|total| received + batch.len > total) {
-                        return Err(too_long(total));
-                    }
-                    batch.chunks.push(chunk);
-                }
-            }
-            if batch.len >= BATCH_BYTES as u64 {
-                return Ok(batch);
-            }
-            if received == 0 {
-                return Ok(batch);
-            }
-            deadline.get_or_insert_with(|| Instant::now() + LINGER);
-        }
-    }
-}
-
-/// Takes a body into memory as long as it stays small. Says whether that was all of it.
-async fn collect_small(body: &mut OriginBody, chunks: &mut Vec<Bytes>) -> Result<bool, FillError> {
-    let mut len = 0;
-    while let Some(chunk) = body.body.next().await {
-        let chunk = chunk?;
-        len += chunk.len() as u64;
-        chunks.push(chunk);
-        if body.total_bytes.is_some_and(|total| len > total) {
-            return Err(too_long(body.total_bytes));
-        }
-        if len > SMALL_BYTES {
-            return Ok(false);
-        }
-    }
-    Ok(true)
 }
 
 fn too_long(total: Option<u64>) -> FillError {
