@@ -191,6 +191,7 @@ async fn open_store(config: &Config, metrics: &Arc<Metrics>) -> Result<(Store, u
         lock_wait: LOCK_WAIT,
         io_threads: IO_THREADS,
         shrink_grace: store::Options::SHRINK_GRACE,
+        offline: config.offline,
         faults: None,
     };
     Ok((Store::open(options, Arc::clone(metrics)).await?, capacity_bytes))

@@ -76,6 +76,8 @@ pub struct Options {
     pub lock_wait: Duration,
     /// How long nothing is evicted after more was found than the capacity allows: time to notice a mistake.
     pub shrink_grace: Duration,
+    /// Evict nothing at all: what goes can't be fetched again.
+    pub offline: bool,
     /// How many threads read and write.
     pub io_threads: usize,
     /// Failures to order, for tests.
@@ -135,6 +137,7 @@ struct Shared {
     min_free_bytes: u64,
     min_free_inodes: u64,
     grace_until: Option<Instant>,
+    offline: bool,
     /// Whoever creates, replaces or removes a blob's file holds its digest's lock.
     blob_locks: Stripes,
     /// Whoever reads or changes a repository's record files holds its lock.
@@ -218,6 +221,7 @@ impl Store {
             min_free_bytes: options.min_free_bytes,
             min_free_inodes: options.min_free_inodes,
             grace_until,
+            offline: options.offline,
             blob_locks: Stripes::new(),
             record_locks: Stripes::new(),
             catalog: RwLock::default(),

@@ -90,6 +90,9 @@ impl Shared {
                 Answer::Short { by } => (by, "all that is held is being read, and the rest is reserved"),
                 Answer::Never { capacity_bytes } => return Err(NoRoom::Never { needed_bytes, capacity_bytes }),
             };
+            if self.offline {
+                return Err(not_now("nothing is evicted while offline, as it could not be fetched again"));
+            }
             if self.is_in_grace() {
                 return Err(not_now("more is held than the capacity allows, and nothing is evicted yet"));
             }
@@ -101,9 +104,10 @@ impl Shared {
         Err(not_now("what was freed went to others"))
     }
 
-    /// Whether more was found at boot than the capacity allows, and nothing is to be evicted for that yet.
+    /// Whether more was found at boot than the capacity allows, and nothing is to be evicted for that yet, or ever.
     pub(super) fn is_in_grace(&self) -> bool {
-        self.grace_until.is_some_and(|until| Instant::now() < until) && self.ledger.read().excess() > 0
+        let waits = self.offline || self.grace_until.is_some_and(|until| Instant::now() < until);
+        waits && self.ledger.read().excess() > 0
     }
 
     /// Evicts what a capacity that was lowered no longer allows.

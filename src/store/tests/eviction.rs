@@ -188,6 +188,26 @@ async fn a_lowered_capacity_evicts_nothing_during_the_grace_and_all_it_must_afte
 }
 
 #[tokio::test]
+async fn offline_nothing_is_evicted_even_beyond_a_lowered_capacity() {
+    let mut rig = Rig::new(THREE);
+    let store = rig.open().await;
+    for name in ["a", "b", "c"] {
+        put(&store, name, THIRD).await;
+    }
+    store.close().await;
+    (rig.options.offline, rig.options.shrink_grace) = (true, Duration::ZERO);
+    let store = rig.open().await;
+    assert!(matches!(store.reserve(THIRD).await, Err(NoRoom::NotNow { .. })));
+    store.close().await;
+    rig.options.capacity_bytes = THREE / 2;
+    let store = rig.open().await;
+    store.sweep().await;
+    assert_eq!(store.snapshot().blobs, 3);
+    assert!(store.snapshot().over_capacity);
+    assert_at_rest(&store).await;
+}
+
+#[tokio::test]
 async fn the_disk_never_holds_more_than_the_budget_and_one_percent() {
     let rig = Rig::new(2 * MIB);
     let store = rig.open().await;

@@ -88,6 +88,7 @@ impl Rig {
             min_free_inodes: 0,
             lock_wait: Duration::ZERO,
             shrink_grace: Options::SHRINK_GRACE,
+            offline: false,
             io_threads: 3,
             faults: None,
         };
