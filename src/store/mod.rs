@@ -4,7 +4,7 @@
 //! [`Verified`](crate::oci::Verified) turns the partial into a blob, published by one function and entered into the
 //! index; readers share its [`OpenFile`]; the sweep notes when it was last read; eviction takes it away.
 //!
-//! Locks, in the order in which they may be taken: the evictor's turn; a digest's or a repository's lock (never two); the
+//! Locks, in the order in which they may be taken: a manifest record's turn; the evictor's turn; a digest's or a repository's lock (never two); the
 //! catalog; the index. The last two are held for look-ups only, never across I/O or an await. Work under a digest's or a
 //! repository's lock runs as one job on the I/O threads, and takes the lock with it.
 
@@ -142,6 +142,8 @@ struct Shared {
     blob_locks: Stripes,
     /// Whoever reads or changes a repository's record files holds its lock.
     record_locks: Stripes,
+    /// Whoever writes a manifest's record, which keeps what the one before it knew, has its turn.
+    manifest_turns: Stripes,
     catalog: RwLock<Catalog>,
     /// Whether the catalog is complete.
     loaded: watch::Sender<bool>,
@@ -224,6 +226,7 @@ impl Store {
             offline: options.offline,
             blob_locks: Stripes::new(),
             record_locks: Stripes::new(),
+            manifest_turns: Stripes::new(),
             catalog: RwLock::default(),
             loaded: watch::Sender::new(false),
             records: RecordCaches::new(),
