@@ -248,7 +248,8 @@ impl Store {
         Ok(Self { shared })
     }
 
-    /// Waits until everything is done that nobody waits for: removing dropped partials, reading records after boot.
+    /// Waits until everything is done that nobody waits for: removing dropped partials, reading records after boot, writes
+    /// whose callers have gone away.
     pub async fn settled(&self) {
         self.shared.io.settled().await;
     }

@@ -25,6 +25,46 @@ async fn a_second_process_waits_for_the_first_to_stop() {
     opening.await;
 }
 
+/// Stops whoever syncs a file until it is opened.
+struct Gate {
+    reached: tokio::sync::Notify,
+    closed: Mutex<Option<std::sync::mpsc::Receiver<()>>>,
+}
+
+impl Faults for Gate {
+    fn before(&self, op: Op, _: &Path) -> std::io::Result<()> {
+        if op == Op::Sync
+            && let Some(opened) = self.closed.lock().take()
+        {
+            self.reached.notify_one();
+            let _ = opened.recv();
+        }
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_write_whose_caller_went_away_ends_before_the_store_is_settled() {
+    let (open, opened) = std::sync::mpsc::channel();
+    let gate = Arc::new(Gate { reached: tokio::sync::Notify::new(), closed: Mutex::new(None) });
+    let mut rig = Rig::new(MIB);
+    rig.options.faults = Some(gate.clone());
+    let store = rig.open().await;
+    store.settled().await;
+    *gate.closed.lock() = Some(opened);
+    tokio::select! {
+        _ = put(&store, "a", 100) => panic!("it was put before it was synced"),
+        () = gate.reached.notified() => {}
+    }
+    let mut settled = Box::pin(store.settled());
+    assert!(futures_util::poll!(&mut settled).is_pending(), "the lock would go to another process now");
+    open.send(()).unwrap();
+    settled.await;
+    assert_at_rest(&store).await;
+    assert_eq!(store.snapshot().blobs, 1);
+    store.close().await;
+}
+
 #[tokio::test]
 async fn a_newer_layout_is_refused_in_words() {
     let rig = Rig::new(MIB);
