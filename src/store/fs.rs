@@ -204,19 +204,19 @@ impl Disk {
         })
     }
 
-    /// Removes a folder and all in it, at most `depth` levels of folders below it.
-    pub(super) fn remove_tree(&self, path: &Path, depth: usize) -> Result<(), StoreError> {
+    /// Removes all that is in a folder, at most `depth` levels of folders below it. The folder itself stays: a full disk may
+    /// have no room for another.
+    pub(super) fn empty(&self, path: &Path, depth: usize) -> Result<(), StoreError> {
         for found in self.list(path)? {
             let inner = path.join(&found.name);
-            if found.kind == Kind::Folder {
-                if depth > 0 {
-                    self.remove_tree(&inner, depth - 1)?;
-                }
-            } else {
+            if found.kind != Kind::Folder {
                 self.remove(&inner)?;
+            } else if depth > 0 {
+                self.empty(&inner, depth - 1)?;
+                self.remove_folder(&inner)?;
             }
         }
-        self.remove_folder(path).map(drop)
+        Ok(())
     }
 
     /// Creates a file that must not be there yet, for reading and writing.

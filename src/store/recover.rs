@@ -68,7 +68,7 @@ pub(super) fn prepare(disk: &Disk, layout: &Layout) -> Result<(), StoreError> {
 /// that it is run on.
 pub(super) fn recover(disk: &Disk, layout: &Layout, capacity_bytes: u64) -> Result<Index<OpenFile>, StoreError> {
     for folder in [layout.partials(), layout.tmp()] {
-        disk.remove_tree(&folder, PARTIAL_DEPTH)?;
+        disk.empty(&folder, PARTIAL_DEPTH)?;
         disk.ensure_folder(&folder)?;
     }
     for folder in [layout.repositories(), layout.quarantine()] {
@@ -76,7 +76,10 @@ pub(super) fn recover(disk: &Disk, layout: &Layout, capacity_bytes: u64) -> Resu
     }
     if disk.facts(&layout.cachedir_tag())?.is_none() {
         let (staged, target) = (layout.tmp().join("tag"), layout.cachedir_tag());
-        publish_bytes(disk, Bytes::from_static(CACHEDIR_TAG), &staged, &target, MODE_RECORD, None)?;
+        let published = publish_bytes(disk, Bytes::from_static(CACHEDIR_TAG), &staged, &target, MODE_RECORD, None);
+        if let Err(error) = published {
+            tracing::warn!(%error, "could not mark the data directory as a cache for backup tools");
+        }
     }
     let mut index = Index::new(capacity_bytes);
     let strange = Strange::default();

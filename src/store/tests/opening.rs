@@ -66,6 +66,23 @@ async fn a_write_whose_caller_went_away_ends_before_the_store_is_settled() {
 }
 
 #[tokio::test]
+async fn a_full_disk_keeps_nobody_from_serving_what_it_holds() {
+    let script = Script::failing_only(Op::Write, Errno::NOSPC);
+    script.passes.store(usize::MAX, Ordering::SeqCst);
+    let rig = Rig::new(MIB).with_faults(&script);
+    let store = rig.open().await;
+    let digest = put(&store, "a", 100).await;
+    store.close().await;
+    script.passes.store(0, Ordering::SeqCst);
+    std::fs::remove_file(rig.path("CACHEDIR.TAG")).unwrap();
+    let store = rig.open().await;
+    assert!(store.open_blob(&digest).await.unwrap().is_some());
+    let refusal = rig.try_open().await.unwrap_err().to_string();
+    assert!(refusal.contains("in use by a process that left no name"), "{refusal}");
+    assert_at_rest(&store).await;
+}
+
+#[tokio::test]
 async fn a_newer_layout_is_refused_in_words() {
     let rig = Rig::new(MIB);
     std::fs::create_dir_all(rig.path("v2")).unwrap();
