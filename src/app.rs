@@ -30,8 +30,6 @@ pub struct Running {
     pub listen: Vec<SocketAddr>,
     /// Where health and metrics are.
     pub admin: Vec<SocketAddr>,
-    /// How many bytes the store may hold.
-    pub capacity_bytes: u64,
     /// The store, for those who look into it.
     pub store: Store,
     /// The downloads in progress.
@@ -92,7 +90,7 @@ pub async fn start(config: &Config) -> Result<Running, StartError> {
     let admin_router = admin::router(Arc::clone(&metrics), readiness.clone());
     let admin_tasks = serve(admin_listeners, &admin_router, limits, &metrics, &admin_shutdown);
 
-    let (store, capacity_bytes) = open_store(config, &metrics).await?;
+    let store = open_store(config, &metrics).await?;
     let cores = thread::available_parallelism().map_or(1, usize::from);
     let fills = Fills::new(store.clone(), Pool::new("hash", cores)?, Arc::clone(&metrics));
     let settings = Settings {
@@ -110,7 +108,6 @@ pub async fn start(config: &Config) -> Result<Running, StartError> {
     Ok(Running {
         listen,
         admin,
-        capacity_bytes,
         store,
         fills,
         metrics,
@@ -170,31 +167,28 @@ fn serve(
     listeners.into_iter().map(one).map(|serving| tasks::spawn("accept", serving)).collect()
 }
 
-async fn open_store(config: &Config, metrics: &Arc<Metrics>) -> Result<(Store, u64), StartError> {
-    let path = &config.storage.path;
-    let facts = store::facts(path)?;
-    let capacity_bytes = config::capacity::resolve(
-        config.storage.capacity,
-        FileSystemFacts {
-            total_bytes: facts.total_bytes,
-            free_bytes: facts.free_bytes,
-            held_bytes: facts.held_bytes,
-            own_mount: facts.own_mount,
-        },
-    );
-    let floor = config.storage.min_free.resolve(facts.total_bytes, facts.total_inodes);
+async fn open_store(config: &Config, metrics: &Arc<Metrics>) -> Result<Store, StoreError> {
+    let storage = config.storage.clone();
+    let budget = move |facts: &store::FileSystemFacts| {
+        let &store::FileSystemFacts { total_bytes, total_inodes, free_bytes, held_bytes, own_mount } = facts;
+        let file_system = FileSystemFacts { total_bytes, free_bytes, held_bytes, own_mount };
+        let floor = storage.min_free.resolve(total_bytes, total_inodes);
+        store::Budget {
+            capacity_bytes: config::capacity::resolve(storage.capacity, file_system),
+            min_free_bytes: floor.bytes,
+            min_free_inodes: floor.inodes,
+        }
+    };
     let options = store::Options {
-        path: path.clone(),
-        capacity_bytes,
-        min_free_bytes: floor.bytes,
-        min_free_inodes: floor.inodes,
+        path: config.storage.path.clone(),
+        budget: Arc::new(budget),
         lock_wait: LOCK_WAIT,
         io_threads: IO_THREADS,
         shrink_grace: store::Options::SHRINK_GRACE,
         offline: config.offline,
         faults: None,
     };
-    Ok((Store::open(options, Arc::clone(metrics)).await?, capacity_bytes))
+    Store::open(options, Arc::clone(metrics)).await
 }
 
 async fn sweep(store: Store, shutdown: Shutdown) {

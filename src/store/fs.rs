@@ -5,7 +5,7 @@ use std::fmt;
 use std::fs::{self, File, FileTimes, OpenOptions, Permissions};
 use std::io::{self, IoSlice, Read as _};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -348,6 +348,11 @@ impl Disk {
                 free_inodes: (found.f_files > 0).then_some(found.f_favail),
             })
         })
+    }
+
+    /// Where an existing path leads, without symbolic links.
+    pub(super) fn real_path(&self, path: &Path) -> Result<PathBuf, StoreError> {
+        self.run(Op::Size, path, || fs::canonicalize(path))
     }
 
     /// The number of the device that a path is on; `None` if it isn't there.

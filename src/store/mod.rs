@@ -10,7 +10,7 @@
 
 use std::collections::HashSet;
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -66,12 +66,8 @@ pub use records::{ListName, ListRecord, Listed, ManifestRecord, TagRecord};
 pub struct Options {
     /// The data directory. It is created if it isn't there.
     pub path: PathBuf,
-    /// How much may be held, as it counts.
-    pub capacity_bytes: u64,
-    /// How many bytes must stay free on the file system.
-    pub min_free_bytes: u64,
-    /// How many inodes must stay free on the file system.
-    pub min_free_inodes: u64,
+    /// How much may be taken, decided once it is known what is there.
+    pub budget: Arc<dyn Fn(&FileSystemFacts) -> Budget + Send + Sync>,
     /// How long to wait for another process to let go of the data directory.
     pub lock_wait: Duration,
     /// How long nothing is evicted after more was found than the capacity allows: time to notice a mistake.
@@ -82,6 +78,17 @@ pub struct Options {
     pub io_threads: usize,
     /// Failures to order, for tests.
     pub faults: Option<Arc<dyn Faults>>,
+}
+
+/// What a store may take of its file system, and what it must leave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Budget {
+    /// How much may be held, as it counts.
+    pub capacity_bytes: u64,
+    /// How many bytes must stay free on the file system.
+    pub min_free_bytes: u64,
+    /// How many inodes must stay free on the file system.
+    pub min_free_inodes: u64,
 }
 
 /// The store. Cheap to clone.
@@ -113,7 +120,7 @@ pub struct Snapshot {
     pub over_capacity: bool,
 }
 
-/// A file system, for choosing a capacity.
+/// The file system that a data directory is on, for deciding a [`Budget`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FileSystemFacts {
     /// How large it is.
@@ -134,8 +141,7 @@ struct Shared {
     io: Arc<Io>,
     ledger: Arc<Ledger>,
     metrics: Arc<Metrics>,
-    min_free_bytes: u64,
-    min_free_inodes: u64,
+    budget: Budget,
     grace_until: Option<Instant>,
     offline: bool,
     /// Whoever creates, replaces or removes a blob's file holds its digest's lock.
@@ -163,11 +169,6 @@ const MEMORY_BYTES: u64 = 64 << 20;
 /// Tells the catalog's waiters that it is complete, also when loading it failed: better a poor order than none.
 struct Loading(Arc<Shared>);
 
-/// What is known of the file system that a data directory is or will be on. Reads the sizes of all blobs there.
-pub fn facts(path: &Path) -> Result<FileSystemFacts, StoreError> {
-    recover::facts(&Disk::new(None, Arc::default()), path)
-}
-
 // === impl Options ===
 
 impl Options {
@@ -177,10 +178,7 @@ impl Options {
 
 impl fmt::Debug for Options {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Options")
-            .field("path", &self.path)
-            .field("capacity_bytes", &self.capacity_bytes)
-            .finish_non_exhaustive()
+        f.debug_struct("Options").field("path", &self.path).finish_non_exhaustive()
     }
 }
 
@@ -199,9 +197,10 @@ impl Store {
         let (disk, paths) = (io.disk.clone(), layout.clone());
         io.pool.run(move || recover::prepare(&disk, &paths)).await?;
         let lock = Lock::acquire(&io, &layout, options.lock_wait).await?;
-        let (disk, paths, capacity_bytes) = (io.disk.clone(), layout.clone(), options.capacity_bytes);
-        let index = io.pool.run(move || recover::recover(&disk, &paths, capacity_bytes)).await?;
+        let (disk, paths, budget) = (io.disk.clone(), layout.clone(), options.budget);
+        let (index, budget) = io.pool.run(move || recover::recover(&disk, &paths, &*budget)).await?;
 
+        let capacity_bytes = budget.capacity_bytes;
         let (blobs, held_bytes, excess) = (index.blobs(), index.held(), index.excess());
         let elapsed_ms = started.elapsed().as_millis();
         tracing::info!(path = %options.path.display(), blobs, held_bytes, capacity_bytes, elapsed_ms, "opened the store");
@@ -220,8 +219,7 @@ impl Store {
             io,
             ledger: Ledger::new(index, metrics.clone()),
             metrics,
-            min_free_bytes: options.min_free_bytes,
-            min_free_inodes: options.min_free_inodes,
+            budget,
             grace_until,
             offline: options.offline,
             blob_locks: Stripes::new(),

@@ -61,14 +61,14 @@ impl Shared {
         let (disk, path) = (self.io.disk.clone(), self.layout.base().to_owned());
         let space = self.io.pool.run(move || disk.space(&path)).await;
         let space = space.map_err(|error| NoRoom::Unknown(Box::new(error)))?;
-        if let Some(free) = space.free_inodes.filter(|free| *free <= self.min_free_inodes) {
-            return Err(NoRoom::Disk { needed_bytes, what: "inodes", free, floor: self.min_free_inodes });
+        if let Some(free) = space.free_inodes.filter(|free| *free <= self.budget.min_free_inodes) {
+            return Err(NoRoom::Disk { needed_bytes, what: "inodes", free, floor: self.budget.min_free_inodes });
         }
         let free = space.free_bytes.saturating_sub(self.ledger.unwritten());
-        let short = self.min_free_bytes.saturating_sub(free);
+        let short = self.budget.min_free_bytes.saturating_sub(free);
         // Where others fill the disk, each new blob may take the place of old ones, but the cache doesn't vanish.
         if short > needed_bytes.max(self.low_mark()) {
-            return Err(NoRoom::Disk { needed_bytes, what: "bytes", free, floor: self.min_free_bytes });
+            return Err(NoRoom::Disk { needed_bytes, what: "bytes", free, floor: self.budget.min_free_bytes });
         }
         Ok(short)
     }

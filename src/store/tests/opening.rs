@@ -130,15 +130,35 @@ async fn committed_blobs_cannot_be_written_and_carry_their_time() {
 }
 
 #[tokio::test]
-async fn facts_of_a_folder_that_is_not_there_are_those_of_where_it_would_be() {
+async fn the_budget_is_decided_by_what_is_there() {
     let rig = Rig::new(MIB);
-    let before = facts(&rig.path("deep/er")).unwrap();
-    assert!(before.total_bytes > 0 && before.held_bytes == 0 && !before.own_mount);
     let store = rig.open().await;
     put(&store, "a", 12_345).await;
-    assert_eq!(facts(&rig.options.path).unwrap().held_bytes, 12_345);
-    assert!(facts(Path::new("/")).unwrap().own_mount);
-    assert!(rig.folder.path().exists());
+    store.close().await;
+    let told = Arc::new(Mutex::new(None));
+    let (noted, budget) = (told.clone(), rig.budget);
+    let decide = move |facts: &FileSystemFacts| {
+        *noted.lock() = Some(*facts);
+        Budget { capacity_bytes: 7 * MIB, ..budget }
+    };
+    let options = Options { budget: Arc::new(decide), ..rig.options.clone() };
+    let store = Store::open(options, rig.metrics.clone()).await.unwrap();
+    let facts = told.lock().unwrap();
+    assert!(facts.total_bytes >= facts.free_bytes && facts.held_bytes == 12_345 && !facts.own_mount, "{facts:?}");
+    assert_eq!(store.snapshot().capacity_bytes, 7 * MIB);
+}
+
+#[test]
+fn a_link_to_a_folder_of_another_file_system_is_no_mount() {
+    let disk = Disk::new(None, Arc::default());
+    let own_mount = |path: &Path| recover::facts(&disk, path, 0).unwrap().own_mount;
+    assert!(own_mount(Path::new("/")));
+    // Elsewhere, if this system has two.
+    let elsewhere = TempDir::new_in("/dev/shm").or_else(|_| TempDir::new()).unwrap();
+    let here = TempDir::new().unwrap();
+    let link = here.path().join("data");
+    std::os::unix::fs::symlink(elsewhere.path(), &link).unwrap();
+    assert!(!own_mount(&link));
 }
 
 #[tokio::test]
