@@ -30,8 +30,6 @@ pub struct Running {
     pub listen: Vec<SocketAddr>,
     /// Where health and metrics are.
     pub admin: Vec<SocketAddr>,
-    /// How many bytes the store may hold.
-    pub capacity_bytes: u64,
     /// The store, for those who look into it.
     pub store: Store,
     /// The downloads in progress.
@@ -101,7 +99,7 @@ pub async fn start_with(config: &Config, faults: Option<Arc<dyn Faults>>) -> Res
     let router = router::router(Arc::clone(&edge), Arc::clone(&metrics));
     let accepting = serve(listeners, &router, limits, &metrics, &shutdown);
 
-    let (store, capacity_bytes) = open_store(config, &metrics, faults).await?;
+    let store = open_store(config, &metrics, faults).await?;
     let cores = thread::available_parallelism().map_or(1, usize::from);
     let fills = Fills::new(store.clone(), Pool::new("hash", cores)?, Arc::clone(&metrics));
     let settings = Settings {
@@ -119,7 +117,6 @@ pub async fn start_with(config: &Config, faults: Option<Arc<dyn Faults>>) -> Res
     Ok(Running {
         listen,
         admin,
-        capacity_bytes,
         store,
         fills,
         metrics,
@@ -183,30 +180,28 @@ async fn open_store(
     config: &Config,
     metrics: &Arc<Metrics>,
     faults: Option<Arc<dyn Faults>>,
-) -> Result<(Store, u64), StartError> {
-    let path = &config.storage.path;
-    let facts = store::facts(path)?;
-    let capacity_bytes = config::capacity::resolve(
-        config.storage.capacity,
-        FileSystemFacts {
-            total_bytes: facts.total_bytes,
-            free_bytes: facts.free_bytes,
-            held_bytes: facts.held_bytes,
-            own_mount: facts.own_mount,
-        },
-    );
-    let floor = config.storage.min_free.resolve(facts.total_bytes, facts.total_inodes);
+) -> Result<Store, StoreError> {
+    let storage = config.storage.clone();
+    let budget = move |facts: &store::FileSystemFacts| {
+        let &store::FileSystemFacts { total_bytes, total_inodes, free_bytes, held_bytes, own_mount } = facts;
+        let file_system = FileSystemFacts { total_bytes, free_bytes, held_bytes, own_mount };
+        let floor = storage.min_free.resolve(total_bytes, total_inodes);
+        store::Budget {
+            capacity_bytes: config::capacity::resolve(storage.capacity, file_system),
+            min_free_bytes: floor.bytes,
+            min_free_inodes: floor.inodes,
+        }
+    };
     let options = store::Options {
-        path: path.clone(),
-        capacity_bytes,
-        min_free_bytes: floor.bytes,
-        min_free_inodes: floor.inodes,
+        path: config.storage.path.clone(),
+        budget: Arc::new(budget),
         lock_wait: LOCK_WAIT,
         io_threads: IO_THREADS,
         shrink_grace: store::Options::SHRINK_GRACE,
+        offline: config.offline,
         faults,
     };
-    Ok((Store::open(options, Arc::clone(metrics)).await?, capacity_bytes))
+    Store::open(options, Arc::clone(metrics)).await
 }
 
 async fn sweep(store: Store, shutdown: Shutdown) {

@@ -113,12 +113,11 @@ impl Rig {
         let folder = TempDir::new().unwrap();
         let options = store::Options {
             path: folder.path().to_owned(),
-            capacity_bytes,
-            min_free_bytes: 0,
-            min_free_inodes: 0,
+            budget: Arc::new(move |_| store::Budget { capacity_bytes, min_free_bytes: 0, min_free_inodes: 0 }),
             lock_wait: Duration::ZERO,
             io_threads: 2,
             shrink_grace: Duration::ZERO,
+            offline: false,
             faults: None,
         };
         let metrics = Arc::new(Metrics::new());
