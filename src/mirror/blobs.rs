@@ -32,7 +32,7 @@ enum Content {
     PassThrough(PassThrough),
 }
 
-/// How often a look-up starts again when what was held vanished in between.
+/// How often a look-up is tried when what was held vanishes, or a fill ends, in between.
 const ATTEMPTS: usize = 3;
 
 // === impl BlobAnswer ===
@@ -138,7 +138,7 @@ impl Mirror {
         BlobAnswer { size_bytes, content, wait_for_verified: self.0.settings.ranges_wait_for_verified }
     }
 
-    /// Joins or starts a fill. `None` when the blob has come to be held in the meantime.
+    /// Joins or starts a fill. `None` when things have changed in the meantime, so that the look-up starts again.
     async fn fill(
         &self,
         target: &Target,
@@ -162,9 +162,11 @@ impl Mirror {
             self.confirm(target, digest).await?;
             *proven = true;
         }
-        self.follow(target, &fill, origin, joined, *proven, need_size).await.map(Some)
+        self.follow(target, &fill, origin, joined, *proven, need_size).await
     }
 
+    /// Waits for a fill's head. `None` when the fill ended before our origin's turn came, on what others' repositories
+    /// said.
     async fn follow(
         &self,
         target: &Target,
@@ -173,20 +175,25 @@ impl Mirror {
         joined: bool,
         proven: bool,
         need_size: bool,
-    ) -> Result<BlobAnswer, MirrorError> {
+    ) -> Result<Option<BlobAnswer>, MirrorError> {
         let digest = fill.key().digest;
+        let own_failure = || origin.and_then(|origin| fill.failure_of(origin));
         let head = match fill.head().await {
             Ok(head) => head,
-            Err(FillError::NotStorable { .. }) => return self.pass_through(target, &digest).await,
+            Err(FillError::NotStorable { .. }) => return self.pass_through(target, &digest).await.map(Some),
             Err(error) => {
-                let error = MirrorError::from(error);
+                let error = match (error, own_failure()) {
+                    (FillError::Origin(_), Some(own)) => own.into(),
+                    (FillError::Origin(other), None) if other.kind.is_about_repository() => return Ok(None),
+                    (error, _) => MirrorError::from(error),
+                };
                 self.remember_missing(target, Wanted::Blob(digest), &error);
                 return Err(error);
             }
         };
         if !proven {
             // Another client's origin may have given what ours refused.
-            if let Some(error) = origin.and_then(|origin| fill.failure_of(origin)) {
+            if let Some(error) = own_failure() {
                 return Err(error.into());
             }
             self.confirmed(&target.repository, &digest, head.size_bytes).await;
@@ -197,7 +204,7 @@ impl Mirror {
             None => None,
         };
         let content = Content::Filling { fill: Arc::clone(fill), verified: head.verified, joined };
-        Ok(self.answer(size_bytes, content))
+        Ok(Some(self.answer(size_bytes, content)))
     }
 
     /// Law 6: what can't be kept is still delivered.
