@@ -116,11 +116,12 @@ impl Mirror {
             }
             return Ok((size_bytes, Outcome::Hit));
         }
+        // What a GET would be refused is not promised.
+        self.refuse_cold_blob(target, digest)?;
         // A recorded manifest says how long its blobs are: probes of lazy pullers cost upstream nothing.
         if let Link::Proven { size_bytes: Some(size_bytes) } = link {
             return Ok((size_bytes, Outcome::Hit));
         }
-        self.refuse_cold_blob(target, digest)?;
         match self.ask_for_blob(target, digest).await {
             Ok(Some(size_bytes)) => Ok((size_bytes, Outcome::Miss)),
             Ok(None) => Err(MirrorError::new(
