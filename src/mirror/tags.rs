@@ -13,7 +13,7 @@ use crate::upstream::{Access, UpstreamError, UpstreamErrorKind};
 
 use super::error::{MirrorError, MirrorErrorKind};
 use super::freshness::{DELETED_TAGS_KEPT, Freshness, judge, stale_allowed};
-use super::manifests::ManifestAnswer;
+use super::manifests::{ManifestAnswer, head_not_supported};
 use super::outcome::Outcome;
 use super::upstreams::Target;
 use super::{HeldManifest, Mirror, Wanted};
@@ -239,11 +239,6 @@ impl Mirror {
         }
         if forget { Err(error) } else { Ok(deleted_or(&record, manifest, Outcome::Revalidated)) }
     }
-}
-
-/// Some registries answer HEAD with an error where GET works.
-fn head_not_supported(error: &UpstreamError) -> bool {
-    matches!(error.kind, UpstreamErrorKind::Status(400 | 405 | 501) | UpstreamErrorKind::Refused { .. })
 }
 
 /// The answer for a held tag, with a warning if upstream no longer has it.
