@@ -40,23 +40,26 @@ const ATTEMPTS: usize = 3;
 impl BlobAnswer {
     /// The bytes of `range`, or of the whole blob, and what to say of them.
     pub fn pieces(self, range: Option<ByteRange>) -> (Pieces, Outcome) {
+        // Law 2's exception: such a range is over before the digest is known.
+        let ends_early = range.zip(self.size_bytes).is_some_and(|(range, size)| range.last + 1 + TAIL_BYTES <= size);
+        let unverified = ends_early && !self.wait_for_verified;
         match self.content {
             Content::Held(blob) => {
                 let range = range.map_or((0, blob.size_bytes), |range| (range.first, range.len()));
                 (file_pieces(blob, range), Outcome::Hit)
             }
             Content::Filling { fill, verified, joined } => {
-                // Law 2's exception: such a range is over before the digest is known.
-                let ends_early =
-                    range.zip(self.size_bytes).is_some_and(|(range, size)| range.last + 1 + TAIL_BYTES <= size);
-                let outcome = match (ends_early && !verified && !self.wait_for_verified, joined) {
+                let outcome = match (unverified && !verified, joined) {
                     (true, collapsed) => Outcome::Unverified { collapsed },
                     (false, true) => Outcome::Collapsed,
                     (false, false) => Outcome::Miss,
                 };
                 (fill.reader(range, self.wait_for_verified).pieces(), outcome)
             }
-            Content::PassThrough(body) => (body.pieces(range), Outcome::Bypass),
+            Content::PassThrough(body) => {
+                let outcome = Outcome::Bypass { unverified: unverified && !body.is_small() };
+                (body.pieces(range, self.wait_for_verified), outcome)
+            }
         }
     }
 }
