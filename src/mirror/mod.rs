@@ -103,6 +103,9 @@ const MISSING_MAX: u64 = 100_000;
 /// How many failed checks are remembered.
 const FAILED_CHECKS_MAX: u64 = 100_000;
 
+/// How long a client waits for upstream's word on what is held.
+const PATIENCE: Duration = Duration::from_secs(2);
+
 /// How long upstream is left alone after it failed to confirm a tag: a dead upstream costs one deadline per window, not
 /// one per pull, and its return is noticed within seconds.
 const FAILED_CHECK_WINDOW: Duration = Duration::from_secs(5);
