@@ -290,3 +290,26 @@ async fn a_deletion_that_upstream_is_slow_to_tell_is_recorded_all_the_same() {
     .await;
     mirror.finish().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn held_lists_are_served_stale_while_upstream_is_silent() {
+    let (registry, image, builder) = world("0s").await;
+    let mirror = builder.set("tags", "list_ttl", "\"0s\"").start().await;
+    mirror.pull("library/app", "v1", &image).await;
+    let tags = "/v2/library/app/tags/list?ns=docker.io".to_owned();
+    let referrers = format!("/v2/library/app/referrers/{}?ns=docker.io", image.manifest.digest);
+    for path in [&tags, &referrers] {
+        assert_eq!(mirror.get(path).await.status(), 200);
+    }
+    let silence = registry.gate(On::any());
+    for path in [&tags, &referrers] {
+        let stale = mirror.get(path).await;
+        assert_eq!(stale.status(), 200, "{path}: {}", stale.text());
+        assert!(stale.header("warning").is_some(), "{:?}", stale.head);
+        let started = std::time::Instant::now();
+        assert_eq!(mirror.get(path).await.status(), 200);
+        assert!(started.elapsed() < std::time::Duration::from_secs(1), "waited once more");
+    }
+    silence.open();
+    mirror.finish().await;
+}
