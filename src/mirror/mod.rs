@@ -25,7 +25,7 @@ use crate::oci::{Digest, Reference, RegistryName, Repository, Tag};
 use crate::store::{ListRecord, Store};
 
 use flight::{Flights, Tower};
-use rights::Rights;
+use rights::{Look, Rights};
 
 pub use blobs::BlobAnswer;
 pub use error::{MirrorError, MirrorErrorKind};
@@ -72,6 +72,8 @@ struct Inner {
     lists: moka::sync::Cache<ListKey, Arc<ListRecord>>,
     manifests: Flights<(Repository, Digest), HeldManifest>,
     tags: Flights<(Repository, Tag), tags::Checked>,
+    /// Looks at what those without a credential may see; nothing in particular wanted is the list of tags.
+    looks: Flights<(Repository, Option<Wanted>), Look>,
     blob_heads: Flights<(Repository, Digest), Option<u64>>,
     list_flights: Flights<ListKey, Arc<ListRecord>>,
     tower: Tower,
@@ -141,6 +143,7 @@ impl Mirror {
             rights: Rights::new(),
             manifests: Flights::new(&tower),
             tags: Flights::new(&tower),
+            looks: Flights::new(&tower),
             blob_heads: Flights::new(&tower),
             list_flights: Flights::new(&tower),
             tower,
