@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::support::client::{Answer, Connection, End, Request};
 use crate::support::images::{Blob, DOCKER_MANIFEST, Image, Index, Manifest, OCI_INDEX, OCI_MANIFEST, sha512};
 use crate::support::mirror::{Mirror, blob, manifest};
-use crate::support::registry::{Kind, On, Referrers, Registry};
+use crate::support::registry::{Fault, Kind, On, Referrers, Registry};
 
 /// A request and what it must be answered with.
 struct Row {
@@ -555,5 +555,18 @@ async fn the_ping_and_the_probes_never_ask_upstream() {
     }
     assert!(mirror.metrics().await.contains("cachalot_requests_total"));
     assert_eq!((registry.connections(), registry.count(&On::kind(Kind::Ping))), (0, 0));
+    mirror.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_manifest_that_another_repository_has_too_is_had_though_upstream_refuses_heads() {
+    let registry = Registry::start().await;
+    let image = Image::new(1, &[1000]);
+    registry.put_image("library/app", "v1", &image);
+    registry.put_image("library/copy", "v1", &image);
+    let mirror = Mirror::of(&registry).await;
+    mirror.get(&manifest("library/app", &image.manifest.digest)).await.assert_ok(&image.manifest.bytes);
+    registry.fault(On::any().head(), Fault::status(405));
+    mirror.get(&manifest("library/copy", &image.manifest.digest)).await.assert_ok(&image.manifest.bytes);
     mirror.finish().await;
 }

@@ -119,3 +119,20 @@ async fn restarting_again_and_again_loses_and_gains_nothing() {
     assert_eq!(registry.count(&On::any()), asked);
     mirror.finish().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_blob_that_is_known_to_be_missing_is_missing_for_head_too() {
+    let registry = Registry::start().await;
+    let image = Image::new(1, &[1000]);
+    registry.put_image("library/app", "v1", &image);
+    let builder = Mirror::builder().upstream("docker.io", &registry);
+    let mirror = builder.start().await;
+    // The manifest says how long the blob is, but nobody pulled it.
+    mirror.get(&manifest("library/app", "v1")).await.assert_ok(&image.manifest.bytes);
+    let path = blob("library/app", &image.layers[0].digest);
+    assert_eq!(mirror.head(&path).await.status(), 200);
+    registry.delete_blob("library/app", &image.layers[0].digest);
+    assert_eq!(mirror.get(&path).await.status(), 404);
+    assert_eq!(mirror.head(&path).await.status(), 404, "what is known to be missing");
+    mirror.finish().await;
+}
