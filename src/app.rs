@@ -112,7 +112,8 @@ pub async fn start_with(config: &Config, faults: Option<Arc<dyn Faults>>) -> Res
     let client_header_timeout = config.server.client_header_timeout;
     // It is set here only, so it was not set before.
     let _ = edge.set(Edge { mirror: mirror.clone(), client_header_timeout });
-    let sweeping = tasks::spawn("sweep", sweep(store.clone(), shutdown.clone()));
+    report_capacity(&store, &readiness);
+    let sweeping = tasks::spawn("sweep", sweep(store.clone(), readiness.clone(), shutdown.clone()));
     readiness.set_ready();
     Ok(Running {
         listen,
@@ -204,14 +205,23 @@ async fn open_store(
     Store::open(options, Arc::clone(metrics)).await
 }
 
-async fn sweep(store: Store, shutdown: Shutdown) {
+async fn sweep(store: Store, readiness: Readiness, shutdown: Shutdown) {
     let mut ticks = tokio::time::interval(SWEEP_EVERY);
     loop {
         tokio::select! {
-            _ = ticks.tick() => store.sweep().await,
+            _ = ticks.tick() => {
+                store.sweep().await;
+                report_capacity(&store, &readiness);
+            }
             () = shutdown.draining() => return,
         }
     }
+}
+
+/// Tells operators while more is held than the capacity allows.
+fn report_capacity(store: &Store, readiness: &Readiness) {
+    let reason = "more is held than storage.capacity allows: nothing is evicted yet, and nothing new is stored";
+    readiness.set_degraded("store", store.snapshot().over_capacity.then(|| reason.to_owned()));
 }
 
 /// The upstreams, with a client for each and a name table that leads to them.

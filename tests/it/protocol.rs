@@ -251,8 +251,9 @@ impl World {
         rows.push(get("/v2/docker.io/library/app/manifests/v1?ns=docker.io").manifest(index).namespace("docker.io"));
         rows.push(get("/v2/corp/team/tool/manifests/1.0").manifest(tool));
         rows.push(get("/v2/mirrors/deep/team/tool/manifests/1.0").manifest(tool));
-        // the path wins over an ns that differs
-        rows.push(get("/v2/corp/team/tool/manifests/1.0?ns=docker.io").manifest(tool));
+        // a registry's name in the path wins over an ns that differs, an alias that may be an organisation does not
+        rows.push(get("/v2/corp/team/tool/manifests/1.0?ns=registry.corp:5000").manifest(tool));
+        rows.push(get("/v2/docker.io/app/manifests/v1?ns=registry.corp:5000").manifest(index));
         // U3: before /v2/
         rows.push(get("/docker.io/v2/library/app/manifests/v1?ns=docker.io").manifest(index).namespace("docker.io"));
         rows.push(get("/docker.io/v2/app/manifests/v1").manifest(index));
