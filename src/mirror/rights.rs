@@ -234,7 +234,14 @@ impl Mirror {
         if self.0.settings.offline {
             return unconfirmed();
         }
-        match self.ask_for_blob(target, digest).await {
+        let asked = self.ask_for_blob(target, digest);
+        let answered = if self.0.any_credentials {
+            asked.await
+        } else {
+            // It will be served in any case, unless upstream says no.
+            timeout(PATIENCE, asked).await.unwrap_or_else(|_elapsed| Err(MirrorError::silent(&target.repository)))
+        };
+        match answered {
             Ok(_) => Ok(()),
             Err(error) => match error.kind {
                 MirrorErrorKind::Unavailable | MirrorErrorKind::Timeout | MirrorErrorKind::RateLimited { .. } => {

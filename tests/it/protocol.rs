@@ -376,7 +376,7 @@ impl World {
         rows.push(get(blob("library/app", &nothing)).refused(404, &["BLOB_UNKNOWN"]).needs_upstream());
         // a manifest is no blob, and that is known without asking
         let found = &self.docker.manifest.digest;
-        rows.push(get(blob("library/app", found)).refused(404, &["BLOB_UNKNOWN"]));
+        rows.push(get(blob("library/app", found)).refused(404, &["BLOB_UNKNOWN"]).namespace("docker.io"));
         let nobody = get(manifest("nobody/nothing", "v1")).needs_upstream();
         rows.push(nobody.refused(404, &["MANIFEST_UNKNOWN", "NAME_UNKNOWN"]));
         for bad in ["sha256:short", "sha256:", "md5:d41d8cd98f00b204e9800998ecf8427e"] {
