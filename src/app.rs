@@ -30,8 +30,6 @@ pub struct Running {
     pub listen: Vec<SocketAddr>,
     /// Where health and metrics are.
     pub admin: Vec<SocketAddr>,
-    /// How many bytes the store may hold.
-    pub capacity_bytes: u64,
     /// The store, for those who look into it.
     pub store: Store,
     /// The downloads in progress.
@@ -101,7 +99,7 @@ pub async fn start_with(config: &Config, faults: Option<Arc<dyn Faults>>) -> Res
     let router = router::router(Arc::clone(&edge), Arc::clone(&metrics));
     let accepting = serve(listeners, &router, limits, &metrics, &shutdown);
 
-    let (store, capacity_bytes) = open_store(config, &metrics, faults).await?;
+    let store = open_store(config, &metrics, faults).await?;
     let cores = thread::available_parallelism().map_or(1, usize::from);
     let fills = Fills::new(store.clone(), Pool::new("hash", cores)?, Arc::clone(&metrics));
     let settings = Settings {
@@ -114,12 +112,12 @@ pub async fn start_with(config: &Config, faults: Option<Arc<dyn Faults>>) -> Res
     let client_header_timeout = config.server.client_header_timeout;
     // It is set here only, so it was not set before.
     let _ = edge.set(Edge { mirror: mirror.clone(), client_header_timeout });
-    let sweeping = tasks::spawn("sweep", sweep(store.clone(), shutdown.clone()));
+    report_capacity(&store, &readiness);
+    let sweeping = tasks::spawn("sweep", sweep(store.clone(), readiness.clone(), shutdown.clone()));
     readiness.set_ready();
     Ok(Running {
         listen,
         admin,
-        capacity_bytes,
         store,
         fills,
         metrics,
@@ -183,40 +181,47 @@ async fn open_store(
     config: &Config,
     metrics: &Arc<Metrics>,
     faults: Option<Arc<dyn Faults>>,
-) -> Result<(Store, u64), StartError> {
-    let path = &config.storage.path;
-    let facts = store::facts(path)?;
-    let capacity_bytes = config::capacity::resolve(
-        config.storage.capacity,
-        FileSystemFacts {
-            total_bytes: facts.total_bytes,
-            free_bytes: facts.free_bytes,
-            held_bytes: facts.held_bytes,
-            own_mount: facts.own_mount,
-        },
-    );
-    let floor = config.storage.min_free.resolve(facts.total_bytes, facts.total_inodes);
+) -> Result<Store, StoreError> {
+    let storage = config.storage.clone();
+    let budget = move |facts: &store::FileSystemFacts| {
+        let &store::FileSystemFacts { total_bytes, total_inodes, free_bytes, held_bytes, own_mount } = facts;
+        let file_system = FileSystemFacts { total_bytes, free_bytes, held_bytes, own_mount };
+        let floor = storage.min_free.resolve(total_bytes, total_inodes);
+        store::Budget {
+            capacity_bytes: config::capacity::resolve(storage.capacity, file_system),
+            min_free_bytes: floor.bytes,
+            min_free_inodes: floor.inodes,
+        }
+    };
     let options = store::Options {
-        path: path.clone(),
-        capacity_bytes,
-        min_free_bytes: floor.bytes,
-        min_free_inodes: floor.inodes,
+        path: config.storage.path.clone(),
+        budget: Arc::new(budget),
         lock_wait: LOCK_WAIT,
         io_threads: IO_THREADS,
         shrink_grace: store::Options::SHRINK_GRACE,
+        offline: config.offline,
         faults,
     };
-    Ok((Store::open(options, Arc::clone(metrics)).await?, capacity_bytes))
+    Store::open(options, Arc::clone(metrics)).await
 }
 
-async fn sweep(store: Store, shutdown: Shutdown) {
+async fn sweep(store: Store, readiness: Readiness, shutdown: Shutdown) {
     let mut ticks = tokio::time::interval(SWEEP_EVERY);
     loop {
         tokio::select! {
-            _ = ticks.tick() => store.sweep().await,
+            _ = ticks.tick() => {
+                store.sweep().await;
+                report_capacity(&store, &readiness);
+            }
             () = shutdown.draining() => return,
         }
     }
+}
+
+/// Tells operators while more is held than the capacity allows.
+fn report_capacity(store: &Store, readiness: &Readiness) {
+    let reason = "more is held than storage.capacity allows: nothing is evicted yet, and nothing new is stored";
+    readiness.set_degraded("store", store.snapshot().over_capacity.then(|| reason.to_owned()));
 }
 
 /// The upstreams, with a client for each and a name table that leads to them.

@@ -55,13 +55,13 @@ fn announce(config: &Config, running: &Running) {
     let snapshot = running.store.snapshot();
     tracing::info!(
         path = %config.storage.path.display(),
-        capacity_bytes = running.capacity_bytes,
+        capacity_bytes = snapshot.capacity_bytes,
         present_bytes = snapshot.present_bytes,
         blobs = snapshot.blobs,
         "holding {} blobs, {} of {} MiB",
         snapshot.blobs,
         snapshot.present_bytes >> 20,
-        running.capacity_bytes >> 20,
+        snapshot.capacity_bytes >> 20,
     );
     for upstream in config.upstreams.iter().filter(|upstream| upstream.share_private) {
         tracing::warn!(

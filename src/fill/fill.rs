@@ -100,9 +100,14 @@ impl Fill {
         FillReader::new(Arc::clone(self), range, wait_for_verified)
     }
 
-    /// Adds a way to get the bytes, in case those before it fail. `None` when there are too many already.
+    /// Adds a way to get the bytes, in case those before it fail. One that is there already is not added again: what
+    /// failed for the first client of a repository would fail for each of the others. `None` when there are too many.
     pub(super) fn add_origin(&self, origin: Arc<dyn Origin>) -> Option<OriginId> {
         let mut origins = self.origins.lock();
+        let label = origin.label();
+        if let Some(known) = origins.all.iter().position(|entry| entry.origin.label() == label) {
+            return Some(OriginId(known));
+        }
         if origins.all.len() >= ORIGINS_MAX {
             return None;
         }
@@ -151,5 +156,39 @@ impl Fill {
                 tracing::warn!(registry, digest, duration_ms, readers, %error, "fill of {digest} from {registry} failed: {error}");
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+    use futures_util::future::BoxFuture;
+
+    use super::*;
+    use crate::fill::OriginBody;
+
+    #[derive(Debug)]
+    struct Named(&'static str);
+
+    impl Origin for Named {
+        fn label(&self) -> String {
+            self.0.to_owned()
+        }
+
+        fn fetch(&self, _from: u64) -> BoxFuture<'_, Result<OriginBody, OriginError>> {
+            std::future::pending().boxed()
+        }
+    }
+
+    #[test]
+    fn a_hundred_clients_of_one_repository_are_one_origin() {
+        let key = FillKey { registry: "docker.io".parse().unwrap(), digest: Digest::sha256(b"") };
+        let fill = Fill::new(key, Arc::new(Named("a")), Arc::new(Metrics::new()));
+        for _ in 0..100 {
+            assert_eq!(fill.add_origin(Arc::new(Named("a"))), Some(OriginId::LEADER));
+        }
+        assert_eq!(fill.add_origin(Arc::new(Named("b"))), Some(OriginId(1)));
+        let tried: Vec<_> = std::iter::from_fn(|| fill.next_origin()).map(|(_, origin)| origin.label()).collect();
+        assert_eq!(tried, ["a", "b"]);
     }
 }

@@ -11,7 +11,7 @@ use futures_util::stream::BoxStream;
 
 /// One way to get a blob's bytes: an upstream, a repository there, and the credential that opens it.
 pub trait Origin: Send + Sync + fmt::Debug {
-    /// Names it in logs and errors, such as `docker.io/library/nginx`. Never a secret.
+    /// Names it in logs and errors, such as `docker.io/library/nginx`. Never a secret. Origins of one name are the same.
     fn label(&self) -> String;
 
     /// Asks for a range of the blob, or all of it. The answer may be another part: see [`OriginBody`].
@@ -65,6 +65,14 @@ pub enum OriginErrorKind {
     Broken,
     /// It answered with something that can't be this blob: HTML, an encoding, a wrong length.
     Unusable,
+}
+
+impl OriginErrorKind {
+    /// Whether it is about the one repository that was asked, and says nothing about another repository that may have the
+    /// same blob.
+    pub fn is_about_repository(self) -> bool {
+        matches!(self, Self::NotFound | Self::Refused { .. })
+    }
 }
 
 impl fmt::Debug for OriginBody {

@@ -49,18 +49,19 @@ impl PassThrough {
     }
 
     /// The pieces of `range`, or of the whole. The blob is read from its start in any case, so that its digest can be
-    /// told; the client sets the pace, and its last bytes are held back until the digest is right.
-    pub fn pieces(self, range: Option<ByteRange>) -> Pieces {
+    /// told; the client sets the pace, and the blob's last bytes are held back until the digest is right. With
+    /// `wait_for_verified` so are the last bytes of the range.
+    pub fn pieces(self, range: Option<ByteRange>, wait_for_verified: bool) -> Pieces {
         let verifier = Verifier::new(self.digest, self.body.total_bytes);
-        let small = self.body.total_bytes.is_some_and(|total| total <= SMALL_BYTES);
         let flow = Flow {
             first: range.map_or(0, |range| range.first),
             end: range.map_or(u64::MAX, |range| range.last + 1),
+            hold_back: if self.is_small() { SMALL_BYTES } else { TAIL_BYTES },
             source: Some((self, verifier)),
-            hold_back: if small { SMALL_BYTES } else { TAIL_BYTES },
+            wait_for_verified,
             held: VecDeque::new(),
-            held_bytes: 0,
-            position: 0,
+            received: 0,
+            given_out: 0,
         };
         stream::unfold(Some(flow), |flow| async {
             let mut flow = flow?;
@@ -72,20 +73,28 @@ impl PassThrough {
         })
         .boxed()
     }
+
+    /// Whether all of it is verified before its first byte goes out, whatever range is asked for.
+    pub fn is_small(&self) -> bool {
+        self.body.total_bytes.is_some_and(|total| total <= SMALL_BYTES)
+    }
 }
 
-/// The state of one pass-through: what arrived but is still held back.
+/// The state of one pass-through: what arrived and is wanted, but is still held back.
 struct Flow {
     first: u64,
     end: u64,
+    wait_for_verified: bool,
     /// `None` once the body has ended and is verified.
     source: Option<(PassThrough, Verifier)>,
-    held: VecDeque<Bytes>,
-    held_bytes: u64,
+    /// With the place in the blob where each ends.
+    held: VecDeque<(u64, Bytes)>,
     /// How much is held back until the end: all of a small blob, else the tail.
     hold_back: u64,
-    /// Where in the blob the first held byte lies.
-    position: u64,
+    /// How much of the blob has arrived.
+    received: u64,
+    /// The place in the blob where the last piece given out ended.
+    given_out: u64,
 }
 
 // === impl Flow ===
@@ -93,35 +102,35 @@ struct Flow {
 impl Flow {
     async fn next_piece(&mut self) -> Result<Option<Bytes>, Cut> {
         loop {
-            if self.position >= self.end {
+            if self.given_out >= self.end {
                 return Ok(None);
             }
-            while self.releasable() {
-                let Some(chunk) = self.held.pop_front() else { return Ok(None) };
-                let start = self.position;
-                self.held_bytes -= chunk.len() as u64;
-                self.position += chunk.len() as u64;
-                if let Some(wanted) = self.wanted(start, &chunk) {
-                    return Ok(Some(wanted));
+            match self.held.front() {
+                Some((end, _)) if self.may_go(*end) => {
+                    let Some((end, piece)) = self.held.pop_front() else { return Ok(None) };
+                    self.given_out = end;
+                    return Ok(Some(piece));
                 }
+                None if self.source.is_none() => return Ok(None),
+                _ => self.receive().await?,
             }
-            self.receive().await?;
         }
     }
 
-    fn releasable(&self) -> bool {
-        self.source.is_none()
-            || self.held.front().is_some_and(|chunk| self.held_bytes - chunk.len() as u64 >= self.hold_back)
+    /// Whether what ends at `end` may be given out.
+    fn may_go(&self, end: u64) -> bool {
+        let limit = if self.wait_for_verified { self.received.min(self.end) } else { self.received };
+        self.source.is_none() || end + self.hold_back <= limit
     }
 
-    /// The part of a chunk at `start` that lies in the range.
-    fn wanted(&self, start: u64, chunk: &Bytes) -> Option<Bytes> {
+    /// The part of a chunk at `start` that lies in the range, and where it ends.
+    fn wanted(&self, start: u64, chunk: &Bytes) -> Option<(u64, Bytes)> {
         let len = chunk.len() as u64;
         let from = self.first.saturating_sub(start).min(len);
         let to = self.end.saturating_sub(start).min(len);
         // Both are at most the chunk's length, which is a usize.
-        let (from, to) = (usize::try_from(from).ok()?, usize::try_from(to).ok()?);
-        (from < to).then(|| chunk.slice(from..to))
+        let part = usize::try_from(from).ok()?..usize::try_from(to).ok()?;
+        (from < to).then(|| (start + to, chunk.slice(part)))
     }
 
     /// Takes in the next chunk, or the end: then everything that is held is verified.
@@ -130,8 +139,9 @@ impl Flow {
         match source.body.body.next().await {
             Some(Ok(chunk)) => {
                 verifier.update(&chunk);
-                self.held_bytes += chunk.len() as u64;
-                self.held.push_back(chunk);
+                let start = self.received;
+                self.received += chunk.len() as u64;
+                self.held.extend(self.wanted(start, &chunk));
                 Ok(())
             }
             Some(Err(error)) => Err(Cut::new(error.to_string())),

@@ -113,12 +113,11 @@ impl Rig {
         let folder = TempDir::new().unwrap();
         let options = store::Options {
             path: folder.path().to_owned(),
-            capacity_bytes,
-            min_free_bytes: 0,
-            min_free_inodes: 0,
+            budget: Arc::new(move |_| store::Budget { capacity_bytes, min_free_bytes: 0, min_free_inodes: 0 }),
             lock_wait: Duration::ZERO,
             io_threads: 2,
             shrink_grace: Duration::ZERO,
+            offline: false,
             faults: None,
         };
         let metrics = Arc::new(Metrics::new());
@@ -330,7 +329,7 @@ async fn what_can_never_be_kept_is_not_storable_but_passes_through() {
         let origin = Scripted::new("origin", Act::Send(chunks.clone(), total));
         let body = pass_through(&*origin, digest, Arc::clone(&metrics)).await.unwrap();
         assert_eq!(body.size_bytes(), total);
-        let (got, cut) = read(body.pieces(range)).await;
+        let (got, cut) = read(body.pieces(range, false)).await;
         let expected = range.map_or(&bytes[..], |range| {
             &bytes[usize::try_from(range.first).unwrap()..=usize::try_from(range.last).unwrap()]
         });
@@ -339,6 +338,6 @@ async fn what_can_never_be_kept_is_not_storable_but_passes_through() {
     let mut corrupt = bytes.to_vec();
     corrupt[9] ^= 1;
     let liar = Scripted::new("liar", Act::Send(vec![corrupt.into()], total));
-    let (got, cut) = read(pass_through(&*liar, digest, metrics).await.unwrap().pieces(None)).await;
+    let (got, cut) = read(pass_through(&*liar, digest, metrics).await.unwrap().pieces(None, false)).await;
     assert!(cut.is_some() && (got.len() as u64) < bytes.len() as u64);
 }

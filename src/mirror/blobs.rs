@@ -32,7 +32,7 @@ enum Content {
     PassThrough(PassThrough),
 }
 
-/// How often a look-up starts again when what was held vanished in between.
+/// How often a look-up is tried when what was held vanishes, or a fill ends, in between.
 const ATTEMPTS: usize = 3;
 
 // === impl BlobAnswer ===
@@ -40,23 +40,26 @@ const ATTEMPTS: usize = 3;
 impl BlobAnswer {
     /// The bytes of `range`, or of the whole blob, and what to say of them.
     pub fn pieces(self, range: Option<ByteRange>) -> (Pieces, Outcome) {
+        // Law 2's exception: such a range is over before the digest is known.
+        let ends_early = range.zip(self.size_bytes).is_some_and(|(range, size)| range.last + 1 + TAIL_BYTES <= size);
+        let unverified = ends_early && !self.wait_for_verified;
         match self.content {
             Content::Held(blob) => {
                 let range = range.map_or((0, blob.size_bytes), |range| (range.first, range.len()));
                 (file_pieces(blob, range), Outcome::Hit)
             }
             Content::Filling { fill, verified, joined } => {
-                // Law 2's exception: such a range is over before the digest is known.
-                let ends_early =
-                    range.zip(self.size_bytes).is_some_and(|(range, size)| range.last + 1 + TAIL_BYTES <= size);
-                let outcome = match (ends_early && !verified && !self.wait_for_verified, joined) {
+                let outcome = match (unverified && !verified, joined) {
                     (true, collapsed) => Outcome::Unverified { collapsed },
                     (false, true) => Outcome::Collapsed,
                     (false, false) => Outcome::Miss,
                 };
                 (fill.reader(range, self.wait_for_verified).pieces(), outcome)
             }
-            Content::PassThrough(body) => (body.pieces(range), Outcome::Bypass),
+            Content::PassThrough(body) => {
+                let outcome = Outcome::Bypass { unverified: unverified && !body.is_small() };
+                (body.pieces(range, self.wait_for_verified), outcome)
+            }
         }
     }
 }
@@ -116,11 +119,12 @@ impl Mirror {
             }
             return Ok((size_bytes, Outcome::Hit));
         }
+        // What a GET would be refused is not promised.
+        self.refuse_cold_blob(target, digest)?;
         // A recorded manifest says how long its blobs are: probes of lazy pullers cost upstream nothing.
         if let Link::Proven { size_bytes: Some(size_bytes) } = link {
             return Ok((size_bytes, Outcome::Hit));
         }
-        self.refuse_cold_blob(target, digest)?;
         match self.ask_for_blob(target, digest).await {
             Ok(Some(size_bytes)) => Ok((size_bytes, Outcome::Miss)),
             Ok(None) => Err(MirrorError::new(
@@ -138,7 +142,7 @@ impl Mirror {
         BlobAnswer { size_bytes, content, wait_for_verified: self.0.settings.ranges_wait_for_verified }
     }
 
-    /// Joins or starts a fill. `None` when the blob has come to be held in the meantime.
+    /// Joins or starts a fill. `None` when things have changed in the meantime, so that the look-up starts again.
     async fn fill(
         &self,
         target: &Target,
@@ -162,9 +166,11 @@ impl Mirror {
             self.confirm(target, digest).await?;
             *proven = true;
         }
-        self.follow(target, &fill, origin, joined, *proven, need_size).await.map(Some)
+        self.follow(target, &fill, origin, joined, *proven, need_size).await
     }
 
+    /// Waits for a fill's head. `None` when the fill ended before our origin's turn came, on what others' repositories
+    /// said.
     async fn follow(
         &self,
         target: &Target,
@@ -173,20 +179,25 @@ impl Mirror {
         joined: bool,
         proven: bool,
         need_size: bool,
-    ) -> Result<BlobAnswer, MirrorError> {
+    ) -> Result<Option<BlobAnswer>, MirrorError> {
         let digest = fill.key().digest;
+        let own_failure = || origin.and_then(|origin| fill.failure_of(origin));
         let head = match fill.head().await {
             Ok(head) => head,
-            Err(FillError::NotStorable { .. }) => return self.pass_through(target, &digest).await,
+            Err(FillError::NotStorable { .. }) => return self.pass_through(target, &digest).await.map(Some),
             Err(error) => {
-                let error = MirrorError::from(error);
+                let error = match (error, own_failure()) {
+                    (FillError::Origin(_), Some(own)) => own.into(),
+                    (FillError::Origin(other), None) if other.kind.is_about_repository() => return Ok(None),
+                    (error, _) => MirrorError::from(error),
+                };
                 self.remember_missing(target, Wanted::Blob(digest), &error);
                 return Err(error);
             }
         };
         if !proven {
             // Another client's origin may have given what ours refused.
-            if let Some(error) = origin.and_then(|origin| fill.failure_of(origin)) {
+            if let Some(error) = own_failure() {
                 return Err(error.into());
             }
             self.confirmed(&target.repository, &digest, head.size_bytes).await;
@@ -197,7 +208,7 @@ impl Mirror {
             None => None,
         };
         let content = Content::Filling { fill: Arc::clone(fill), verified: head.verified, joined };
-        Ok(self.answer(size_bytes, content))
+        Ok(Some(self.answer(size_bytes, content)))
     }
 
     /// Law 6: what can't be kept is still delivered.

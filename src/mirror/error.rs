@@ -62,6 +62,12 @@ impl MirrorError {
         Self::new(MirrorErrorKind::Internal, "the mirror is shutting down")
     }
 
+    /// Upstream has not said a word for as long as a client waits who can be served without it.
+    pub(super) fn silent(repository: &Repository) -> Self {
+        let message = format!("{} did not answer within {} s", repository.registry, super::PATIENCE.as_secs());
+        Self::new(MirrorErrorKind::Timeout, message)
+    }
+
     pub(super) fn offline(what: &str) -> Self {
         Self::new(MirrorErrorKind::UnknownManifest, format!("{what} is not held, and this mirror is offline"))
     }

@@ -10,7 +10,7 @@ use crate::metrics::WhereLabels;
 use crate::oci::manifest::Manifest;
 use crate::oci::{Digest, Reference, Verified, media};
 use crate::store::ManifestRecord;
-use crate::upstream::Access;
+use crate::upstream::{Access, UpstreamError, UpstreamErrorKind};
 
 use super::error::MirrorError;
 use super::outcome::Outcome;
@@ -31,6 +31,11 @@ pub struct ManifestAnswer {
     pub outcome: Outcome,
     /// What a client should be warned of.
     pub warning: Option<String>,
+}
+
+/// Some registries answer HEAD with an error where GET works.
+pub(super) fn head_not_supported(error: &UpstreamError) -> bool {
+    matches!(error.kind, UpstreamErrorKind::Status(400 | 405 | 501) | UpstreamErrorKind::Refused { .. })
 }
 
 // === impl HeldManifest ===
@@ -110,8 +115,11 @@ impl Mirror {
         let reference = Reference::Digest(*digest);
         // Held because another repository has it too: a HEAD, which costs no quota, tells whether this one does.
         if let Ok(Some(bytes)) = self.0.store.read_blob(digest).await {
-            let head = client.head_manifest(repository, &reference, Access::Configured).await?;
-            return self.keep_manifest(target, *digest, bytes, head.media_type.as_deref()).await;
+            match client.head_manifest(repository, &reference, Access::Configured).await {
+                Ok(head) => return self.keep_manifest(target, *digest, bytes, head.media_type.as_deref()).await,
+                Err(error) if head_not_supported(&error) => {}
+                Err(error) => return Err(error.into()),
+            }
         }
         let body = client.get_manifest(repository, &reference, Access::Configured).await?;
         self.keep_manifest(target, *digest, body.bytes, body.media_type.as_deref()).await

@@ -25,7 +25,7 @@ use crate::oci::{Digest, Reference, RegistryName, Repository, Tag};
 use crate::store::{ListRecord, Store};
 
 use flight::{Flights, Tower};
-use rights::Rights;
+use rights::{Look, Rights};
 
 pub use blobs::BlobAnswer;
 pub use error::{MirrorError, MirrorErrorKind};
@@ -66,10 +66,14 @@ struct Inner {
     missing: moka::sync::Cache<(Repository, Wanted), MirrorError>,
     /// Tags whose last check failed, for as long as upstream is left alone.
     failed_checks: moka::sync::Cache<(Repository, Tag), MirrorError>,
+    /// The same for lists.
+    failed_lists: moka::sync::Cache<ListKey, MirrorError>,
     /// Lists that are not kept on disk.
     lists: moka::sync::Cache<ListKey, Arc<ListRecord>>,
     manifests: Flights<(Repository, Digest), HeldManifest>,
     tags: Flights<(Repository, Tag), tags::Checked>,
+    /// Looks at what those without a credential may see; nothing in particular wanted is the list of tags.
+    looks: Flights<(Repository, Option<Wanted>), Look>,
     blob_heads: Flights<(Repository, Digest), Option<u64>>,
     list_flights: Flights<ListKey, Arc<ListRecord>>,
     tower: Tower,
@@ -103,12 +107,23 @@ const MISSING_MAX: u64 = 100_000;
 /// How many failed checks are remembered.
 const FAILED_CHECKS_MAX: u64 = 100_000;
 
-/// How long upstream is left alone after it failed to confirm a tag: a dead upstream costs one deadline per window, not
+/// How long a client waits for upstream's word on what is held.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// How long upstream is left alone after it failed to confirm what is held: a dead upstream costs one deadline per window, not
 /// one per pull, and its return is noticed within seconds.
 const FAILED_CHECK_WINDOW: Duration = Duration::from_secs(5);
 
 /// How many bytes of lists are kept in memory.
 const LISTS_BYTES_MAX: u64 = 32 * 1024 * 1024;
+
+/// Failures, for as long as upstream is left alone after them.
+fn failures<K>() -> moka::sync::Cache<K, MirrorError>
+where
+    K: std::hash::Hash + Eq + Send + Sync + 'static,
+{
+    moka::sync::Cache::builder().max_capacity(FAILED_CHECKS_MAX).time_to_live(FAILED_CHECK_WINDOW).build()
+}
 
 // === impl Mirror ===
 
@@ -119,10 +134,8 @@ impl Mirror {
         Self(Arc::new(Inner {
             any_credentials: upstreams.any_credentials(),
             missing: moka::sync::Cache::builder().max_capacity(MISSING_MAX).time_to_live(settings.negative_ttl).build(),
-            failed_checks: moka::sync::Cache::builder()
-                .max_capacity(FAILED_CHECKS_MAX)
-                .time_to_live(FAILED_CHECK_WINDOW)
-                .build(),
+            failed_checks: failures(),
+            failed_lists: failures(),
             lists: moka::sync::Cache::builder()
                 .max_capacity(LISTS_BYTES_MAX)
                 .weigher(|_, list: &Arc<ListRecord>| u32::try_from(list.body.len() + 512).unwrap_or(u32::MAX))
@@ -130,6 +143,7 @@ impl Mirror {
             rights: Rights::new(),
             manifests: Flights::new(&tower),
             tags: Flights::new(&tower),
+            looks: Flights::new(&tower),
             blob_heads: Flights::new(&tower),
             list_flights: Flights::new(&tower),
             tower,

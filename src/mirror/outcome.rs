@@ -25,7 +25,10 @@ pub enum Outcome {
         collapsed: bool,
     },
     /// Fetched from upstream and not kept.
-    Bypass,
+    Bypass {
+        /// It is a range as in [`Self::Unverified`].
+        unverified: bool,
+    },
     /// Answered without content: `/v2/`, a method that a mirror does not take.
     Local,
     /// Upstream says that there is no such thing.
@@ -48,7 +51,7 @@ impl Outcome {
             Self::Miss => "miss",
             Self::Collapsed => "collapsed",
             Self::Unverified { .. } => "unverified",
-            Self::Bypass => "bypass",
+            Self::Bypass { .. } => "bypass",
             Self::Local => "local",
             Self::NotFound => "not_found",
             Self::Refused => "refused",
@@ -72,7 +75,8 @@ impl fmt::Display for Outcome {
             Self::Collapsed => f.write_str("cachalot; fwd=miss; collapsed"),
             Self::Unverified { collapsed: false } => f.write_str("cachalot; fwd=miss; stored; detail=unverified"),
             Self::Unverified { collapsed: true } => f.write_str("cachalot; fwd=miss; collapsed; detail=unverified"),
-            Self::Bypass => f.write_str("cachalot; fwd=bypass"),
+            Self::Bypass { unverified: false } => f.write_str("cachalot; fwd=bypass"),
+            Self::Bypass { unverified: true } => f.write_str("cachalot; fwd=bypass; detail=unverified"),
             Self::Local => f.write_str("cachalot; detail=local"),
             Self::NotFound => f.write_str("cachalot; fwd=miss; detail=not-found"),
             Self::Refused => f.write_str("cachalot; detail=refused"),

@@ -3,13 +3,14 @@
 use std::time::Duration;
 
 use futures_util::FutureExt;
+use tokio::time::timeout;
 
 use crate::oci::{Digest, Reference, Repository};
-use crate::upstream::{Access, UpstreamErrorKind};
+use crate::upstream::{Access, UpstreamError, UpstreamErrorKind};
 
-use super::Mirror;
 use super::error::{MirrorError, MirrorErrorKind};
 use super::upstreams::Target;
+use super::{FAILED_CHECK_WINDOW, Mirror, PATIENCE, Wanted};
 
 /// How many repositories are remembered as public or private, and how many blobs as confirmed in a repository.
 const REMEMBERED_MAX: u64 = 200_000;
@@ -25,6 +26,8 @@ const PRIVATE_FOR: Duration = Duration::from_mins(5);
 pub(super) struct Rights {
     public: moka::sync::Cache<Repository, ()>,
     private: moka::sync::Cache<Repository, ()>,
+    /// Of these, known to be public earlier, upstream does not say now whether they still are.
+    unanswered: moka::sync::Cache<Repository, ()>,
     /// Blobs that upstream confirmed to be in a repository, with their size where it said so.
     confirmed: moka::sync::Cache<(Repository, Digest), Option<u64>>,
 }
@@ -35,6 +38,15 @@ pub(super) enum Probe<'a> {
     Manifest(&'a Reference),
     Blob(&'a Digest),
     Tags,
+}
+
+/// What those without a credential see of something.
+#[derive(Clone, Debug)]
+pub(super) enum Look {
+    /// It's there, so the repository is open to all.
+    Open,
+    /// Nobody sees it, which proves nothing about the repository.
+    Missing(MirrorError),
 }
 
 /// What is known of a blob's place in a repository.
@@ -54,6 +66,7 @@ impl Rights {
         Self {
             public: remember(PUBLIC_FOR),
             private: remember(PRIVATE_FOR),
+            unanswered: remember(FAILED_CHECK_WINDOW),
             confirmed: moka::sync::Cache::new(REMEMBERED_MAX),
         }
     }
@@ -64,10 +77,11 @@ impl Rights {
 impl Mirror {
     /// Refuses a repository that only our credential opens: a credential given for its quota, or for some private
     /// images, does not make them everybody's.
+    ///
+    /// Upstream is asked once in a while. When it fails or is silent, what it said earlier counts (laws 7 and 9).
     pub(super) async fn check_readable(&self, target: &Target, probe: Probe<'_>) -> Result<(), MirrorError> {
         let repository = &target.repository;
-        let client = &target.upstream.client;
-        if target.upstream.policy.share_private || !client.has_credential(repository) {
+        if target.upstream.policy.share_private || !target.upstream.client.has_credential(repository) {
             return Ok(());
         }
         let rights = &self.0.rights;
@@ -77,40 +91,80 @@ impl Mirror {
         if rights.private.contains_key(repository) {
             return Err(private(target));
         }
-        if self.0.settings.offline {
-            return self.known_public(target).await;
-        }
-        let answer = match probe {
-            Probe::Manifest(reference) => {
-                client.head_manifest(repository, reference, Access::Anonymous).await.map(drop)
+        if !self.was_public(target).await? {
+            if self.0.settings.offline {
+                return Err(never_seen_open(target));
             }
-            Probe::Blob(digest) => client.head_blob(repository, digest, Access::Anonymous).await.map(drop),
-            Probe::Tags => client.list_tags(repository, Some(1), None, Access::Anonymous).await.map(drop),
-        };
-        match answer {
-            Ok(()) => {
-                rights.public.insert(repository.clone(), ());
+            return match self.look_as_a_stranger(target, probe).await? {
+                Look::Open => Ok(()),
+                Look::Missing(error) => Err(error),
+            };
+        }
+        if self.0.settings.offline || rights.unanswered.contains_key(repository) {
+            return Ok(());
+        }
+        match timeout(PATIENCE, self.look_as_a_stranger(target, probe)).await {
+            // What is missing for everyone may be held here: that is for others to decide.
+            Ok(Ok(Look::Open | Look::Missing(_))) => Ok(()),
+            Ok(Err(error)) if error.kind == MirrorErrorKind::Denied => Err(error),
+            failed => {
+                rights.unanswered.insert(repository.clone(), ());
+                if let (Err(_elapsed), Probe::Manifest(Reference::Tag(tag))) = (failed, probe) {
+                    // This client has waited long enough.
+                    let silent = MirrorError::silent(repository);
+                    self.0.failed_checks.insert((repository.clone(), tag.clone()), silent);
+                }
                 Ok(())
             }
-            Err(error) => match error.kind {
-                UpstreamErrorKind::Refused { .. } => {
-                    rights.private.insert(repository.clone(), ());
-                    Err(private(target))
-                }
-                // What an anonymous client would be told; it proves nothing about the repository.
-                UpstreamErrorKind::NotFound { .. } => Err(error.into()),
-                _ => self.known_public(target).await,
-            },
         }
     }
 
-    /// Without upstream: a repository is public if it was when something of it was fetched.
-    async fn known_public(&self, target: &Target) -> Result<(), MirrorError> {
-        match self.0.store.is_public(&target.repository).await {
-            Ok(true) => Ok(()),
-            Ok(false) => Err(private(target)),
-            Err(error) => Err(MirrorError::new(MirrorErrorKind::Internal, error.to_string())),
+    /// Asks upstream without a credential, once however many ask for the same.
+    async fn look_as_a_stranger(&self, target: &Target, probe: Probe<'_>) -> Result<Look, MirrorError> {
+        let wanted = match probe {
+            Probe::Manifest(reference) => Some(Wanted::Manifest(reference.clone())),
+            Probe::Blob(digest) => Some(Wanted::Blob(*digest)),
+            Probe::Tags => None,
+        };
+        let key = (target.repository.clone(), wanted.clone());
+        let work = {
+            let (mirror, target) = (self.clone(), target.clone());
+            async move { mirror.look_now(&target, wanted.as_ref()).await }.boxed()
+        };
+        self.0.looks.run("look as a stranger", key, work).await.0
+    }
+
+    async fn look_now(&self, target: &Target, wanted: Option<&Wanted>) -> Result<Look, MirrorError> {
+        let Err(error) = look(target, wanted, Access::Anonymous).await else {
+            self.0.rights.public.insert(target.repository.clone(), ());
+            return Ok(Look::Open);
+        };
+        match error.kind {
+            UpstreamErrorKind::Refused { .. } => {
+                self.0.rights.private.insert(target.repository.clone(), ());
+                Err(private(target))
+            }
+            // Some registries say so of all that a stranger may not see.
+            UpstreamErrorKind::NotFound { .. } => match look(target, wanted, Access::Configured).await {
+                Ok(()) => Err(private(target)),
+                Err(UpstreamError { kind: UpstreamErrorKind::NotFound { .. }, .. }) => {
+                    let missing = MirrorError::from(error);
+                    Ok(Look::Missing(match wanted {
+                        Some(Wanted::Manifest(_)) => missing,
+                        Some(Wanted::Blob(_)) => missing.of_blob(),
+                        None => MirrorError { kind: MirrorErrorKind::UnknownName, ..missing },
+                    }))
+                }
+                Err(error) => Err(error.into()),
+            },
+            _ => Err(error.into()),
         }
+    }
+
+    /// Whether anything of a repository was had without a credential.
+    async fn was_public(&self, target: &Target) -> Result<bool, MirrorError> {
+        let known = self.0.store.is_public(&target.repository).await;
+        known.map_err(|error| MirrorError::new(MirrorErrorKind::Internal, error.to_string()))
     }
 
     /// Whether what is fetched from a repository now is open to all.
@@ -180,7 +234,14 @@ impl Mirror {
         if self.0.settings.offline {
             return unconfirmed();
         }
-        match self.ask_for_blob(target, digest).await {
+        let asked = self.ask_for_blob(target, digest);
+        let answered = if self.0.any_credentials {
+            asked.await
+        } else {
+            // It will be served in any case, unless upstream says no.
+            timeout(PATIENCE, asked).await.unwrap_or_else(|_elapsed| Err(MirrorError::silent(&target.repository)))
+        };
+        match answered {
             Ok(_) => Ok(()),
             Err(error) => match error.kind {
                 MirrorErrorKind::Unavailable | MirrorErrorKind::Timeout | MirrorErrorKind::RateLimited { .. } => {
@@ -190,6 +251,24 @@ impl Mirror {
             },
         }
     }
+}
+
+/// Whether upstream shows something, without asking for its content.
+async fn look(target: &Target, wanted: Option<&Wanted>, access: Access) -> Result<(), UpstreamError> {
+    let (client, repository) = (&target.upstream.client, &target.repository);
+    match wanted {
+        Some(Wanted::Manifest(reference)) => client.head_manifest(repository, reference, access).await.map(drop),
+        Some(Wanted::Blob(digest)) => client.head_blob(repository, digest, access).await.map(drop),
+        None => client.list_tags(repository, Some(1), None, access).await.map(drop),
+    }
+}
+
+fn never_seen_open(target: &Target) -> MirrorError {
+    let message = format!(
+        "this mirror is offline and never saw {} open to those without a credential, so it is not served to them",
+        target.repository
+    );
+    MirrorError::new(MirrorErrorKind::Denied, message)
 }
 
 fn private(target: &Target) -> MirrorError {

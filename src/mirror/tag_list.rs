@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use tokio::time::timeout;
 
 use crate::clock::Timestamp;
 use crate::oci::Repository;
@@ -14,7 +15,7 @@ use super::error::{MirrorError, MirrorErrorKind};
 use super::outcome::Outcome;
 use super::rights::Probe;
 use super::upstreams::Target;
-use super::{ListKey, Mirror};
+use super::{ListKey, Mirror, PATIENCE};
 
 /// One page of a repository's tags.
 #[derive(Debug)]
@@ -39,7 +40,7 @@ pub(super) struct ListAnswer {
 /// How many pages of a tag list are fetched at most.
 const PAGES_MAX: usize = 500;
 
-/// How many bytes of tags a list may have.
+/// How many bytes of memory the tags of a list may take.
 const TAGS_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// How many tags are asked for at a time. ECR refuses more.
@@ -105,7 +106,7 @@ impl Mirror {
                 .client
                 .list_tags(&target.repository, Some(PAGE_TAGS), last.as_deref(), Access::Configured)
                 .await?;
-            size += page.tags.iter().map(String::len).sum::<usize>();
+            size += page.tags.iter().map(|tag| tag.len() + size_of::<String>()).sum::<usize>();
             tags.extend(page.tags);
             match page.next.map(|next| next.last) {
                 // A page that leads to itself would lead round for ever.
@@ -148,10 +149,16 @@ impl Mirror {
         {
             return Ok(ListAnswer { list: Arc::clone(list), outcome: Outcome::Hit, warning: None });
         }
+        if let Some(list) = &held
+            && let Some(failure) = self.0.failed_lists.get(&key)
+        {
+            return Ok(self.stale_list(Arc::clone(list), &failure));
+        }
         let fetch = {
             let (mirror, key) = (self.clone(), key.clone());
             async move {
                 let list = Arc::new(work.await?);
+                mirror.0.failed_lists.invalidate(&key);
                 mirror.0.lists.insert(key.clone(), Arc::clone(&list));
                 if kept && let Err(error) = mirror.0.store.put_list(&key.repository, &key.list, (*list).clone()).await {
                     tracing::warn!(%error, "could not keep a list: {error}");
@@ -160,19 +167,32 @@ impl Mirror {
             }
             .boxed()
         };
-        match (self.0.list_flights.run("list fetch", key, fetch).await, held) {
-            ((Ok(list), joined), _) => {
+        let fetched = self.0.list_flights.run("list fetch", key.clone(), fetch);
+        let (fetched, joined) = match &held {
+            // It goes on, whoever waits for it.
+            Some(_) => timeout(PATIENCE, fetched)
+                .await
+                .unwrap_or_else(|_elapsed| (Err(MirrorError::silent(&target.repository)), false)),
+            None => fetched.await,
+        };
+        match (fetched, held) {
+            (Ok(list), _) => {
                 let outcome = if joined { Outcome::Collapsed } else { Outcome::Miss };
                 Ok(ListAnswer { list, outcome, warning: None })
             }
             // "Not found" is an answer, not a failure.
-            ((Err(error), _), Some(list)) if !error.is_not_found() => {
-                let expired_for = list.fetched.age().unwrap_or_default().saturating_sub(self.0.settings.list_ttl);
-                let warning = Some(format!("served stale: {error}"));
-                Ok(ListAnswer { list, outcome: Outcome::Stale { expired_for }, warning })
+            (Err(error), Some(list)) if !error.is_not_found() => {
+                self.0.failed_lists.insert(key, error.clone());
+                Ok(self.stale_list(list, &error))
             }
-            ((Err(error), _), _) => Err(error),
+            (Err(error), _) => Err(error),
         }
+    }
+
+    fn stale_list(&self, list: Arc<ListRecord>, failure: &MirrorError) -> ListAnswer {
+        let expired_for = list.fetched.age().unwrap_or_default().saturating_sub(self.0.settings.list_ttl);
+        let warning = Some(format!("served stale: {failure}"));
+        ListAnswer { list, outcome: Outcome::Stale { expired_for }, warning }
     }
 }
 

@@ -1,7 +1,5 @@
 //! Manifests by tag: fresh, revalidated with a HEAD, or stale when upstream fails.
 
-use std::time::Duration;
-
 use futures_util::FutureExt;
 use tokio::time::timeout;
 
@@ -9,17 +7,14 @@ use crate::clock::Timestamp;
 use crate::metrics::UpstreamLabels;
 use crate::oci::{Digest, Reference, Tag};
 use crate::store::TagRecord;
-use crate::upstream::{Access, UpstreamError, UpstreamErrorKind};
+use crate::upstream::{Access, ManifestBody, UpstreamError, UpstreamErrorKind};
 
-use super::error::{MirrorError, MirrorErrorKind};
+use super::error::MirrorError;
 use super::freshness::{DELETED_TAGS_KEPT, Freshness, judge, stale_allowed};
-use super::manifests::ManifestAnswer;
+use super::manifests::{ManifestAnswer, head_not_supported};
 use super::outcome::Outcome;
 use super::upstreams::Target;
-use super::{HeldManifest, Mirror, Wanted};
-
-/// How long a client whose tag is held waits for upstream's word on it.
-const CHECK_PATIENCE: Duration = Duration::from_secs(2);
+use super::{HeldManifest, Mirror, PATIENCE, Wanted};
 
 /// What a check of a tag found.
 #[derive(Clone, Debug)]
@@ -31,7 +26,12 @@ pub(super) enum Checked {
         unchanged: bool,
     },
     /// Upstream has deleted it.
-    Gone(MirrorError),
+    Gone {
+        /// What upstream said.
+        error: MirrorError,
+        /// What is recorded of it, unless it has been gone for so long that it's forgotten.
+        record: Option<TagRecord>,
+    },
 }
 
 // === impl Mirror ===
@@ -69,11 +69,12 @@ impl Mirror {
             Freshness::Expired(expired_for) => expired_for,
         };
         let outcome = Outcome::Stale { expired_for };
-        if let Some(failure) = self.0.failed_checks.get(&(target.repository.clone(), tag.clone())) {
+        let key = (target.repository.clone(), tag.clone());
+        if let Some(failure) = self.0.failed_checks.get(&key) {
             return self.stale(target, &record, manifest, outcome, failure);
         }
         let held = record.digest;
-        match timeout(CHECK_PATIENCE, self.check_tag(target, tag, Some(held))).await {
+        match timeout(PATIENCE, self.check_tag(target, tag, Some(held))).await {
             Ok((Ok(Checked::Current { manifest, unchanged }), joined)) => {
                 Ok(manifest.answer(match (unchanged, joined) {
                     (true, _) => Outcome::Revalidated,
@@ -81,13 +82,15 @@ impl Mirror {
                     (false, false) => Outcome::Miss,
                 }))
             }
-            Ok((Ok(Checked::Gone(error)), _)) => self.deleted(target, tag, record, manifest, error).await,
+            Ok((Ok(Checked::Gone { record: Some(record), .. }), _)) => {
+                Ok(deleted_or(&record, manifest, Outcome::Revalidated))
+            }
+            Ok((Ok(Checked::Gone { error, record: None }), _)) => Err(error),
             Ok((Err(error), _)) => self.stale(target, &record, manifest, outcome, error),
             Err(_elapsed) => {
-                let error = MirrorError::new(
-                    MirrorErrorKind::Timeout,
-                    format!("{} did not answer within {} s", target.repository.registry, CHECK_PATIENCE.as_secs()),
-                );
+                let error = MirrorError::silent(&target.repository);
+                // The check goes on, but those who come in the next moments need not wait for it as well.
+                self.0.failed_checks.insert(key, error.clone());
                 self.stale(target, &record, manifest, outcome, error)
             }
         }
@@ -107,7 +110,7 @@ impl Mirror {
             Ok(Checked::Current { manifest, .. }) => {
                 Ok(manifest.answer(if joined { Outcome::Collapsed } else { Outcome::Miss }))
             }
-            Ok(Checked::Gone(error)) | Err(error) => {
+            Ok(Checked::Gone { error, .. }) | Err(error) => {
                 self.remember_missing(target, wanted, &error);
                 Err(error)
             }
@@ -152,12 +155,10 @@ impl Mirror {
             // is held would be forgotten.
             Err(UpstreamError { kind: UpstreamErrorKind::NotFound { .. }, .. }) if held.is_some() => {
                 match client.get_manifest(repository, &reference, Access::Configured).await {
-                    Ok(body) => {
-                        let digest = Digest::sha256(&body.bytes);
-                        self.keep_manifest(target, digest, body.bytes, body.media_type.as_deref()).await?
-                    }
+                    Ok(body) => self.keep_by_tag(target, body).await?,
                     Err(error) if matches!(error.kind, UpstreamErrorKind::NotFound { oci_body: true }) => {
-                        return Ok(Checked::Gone(error.into()));
+                        let record = self.record_deletion(target, tag).await;
+                        return Ok(Checked::Gone { error: error.into(), record });
                     }
                     Err(error) => return Err(error.into()),
                 }
@@ -177,6 +178,10 @@ impl Mirror {
 
     async fn get_by_tag(&self, target: &Target, reference: &Reference) -> Result<HeldManifest, MirrorError> {
         let body = target.upstream.client.get_manifest(&target.repository, reference, Access::Configured).await?;
+        self.keep_by_tag(target, body).await
+    }
+
+    async fn keep_by_tag(&self, target: &Target, body: ManifestBody) -> Result<HeldManifest, MirrorError> {
         // The header, where there is one, names the algorithm that this registry uses; the bytes decide.
         let digest = body.digest.unwrap_or_else(|| Digest::sha256(&body.bytes));
         self.keep_manifest(target, digest, body.bytes, body.media_type.as_deref()).await
@@ -217,15 +222,10 @@ impl Mirror {
         Ok(ManifestAnswer { warning: Some(warning), ..manifest.answer(outcome) })
     }
 
-    /// A tag that upstream has deleted: kept for a while with a warning, so that what runs can be pulled again.
-    async fn deleted(
-        &self,
-        target: &Target,
-        tag: &Tag,
-        record: TagRecord,
-        manifest: HeldManifest,
-        error: MirrorError,
-    ) -> Result<ManifestAnswer, MirrorError> {
+    /// Records that upstream has deleted a tag, which is kept for a while so that what runs can be pulled again. `None`:
+    /// that while is over, or nothing was recorded of it.
+    async fn record_deletion(&self, target: &Target, tag: &Tag) -> Option<TagRecord> {
+        let record = self.tag_record(target, tag).await?;
         let gone = record.gone.unwrap_or_else(Timestamp::now);
         let forget = gone.age().is_some_and(|age| age > DELETED_TAGS_KEPT);
         let record = TagRecord { gone: Some(gone), checked: Timestamp::now(), ..record };
@@ -237,13 +237,8 @@ impl Mirror {
         if let Err(error) = written {
             tracing::warn!(%error, repository = %target.repository, %tag, "could not record a deleted tag: {error}");
         }
-        if forget { Err(error) } else { Ok(deleted_or(&record, manifest, Outcome::Revalidated)) }
+        (!forget).then_some(record)
     }
-}
-
-/// Some registries answer HEAD with an error where GET works.
-fn head_not_supported(error: &UpstreamError) -> bool {
-    matches!(error.kind, UpstreamErrorKind::Status(400 | 405 | 501) | UpstreamErrorKind::Refused { .. })
 }
 
 /// The answer for a held tag, with a warning if upstream no longer has it.

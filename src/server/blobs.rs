@@ -1,8 +1,12 @@
 //! Answers with blobs: whole or one range, the same from a file, a fill, or an upstream passed through (law 5).
 
+use http::StatusCode;
+
 use crate::oci::Digest;
+use crate::oci::error::ErrorCode;
 
 use super::body;
+use super::error::ErrorResponse;
 use super::range::{Wanted, content_head};
 use super::router::{Answer, Ask};
 
@@ -17,9 +21,15 @@ pub(super) async fn answer(ask: &Ask<'_>, digest: &Digest) -> Answer {
     }
     let wanted = Wanted::of(ask.headers, digest)?;
     let blob = ask.mirror.blob(ask.target, digest, wanted != Wanted::Whole).await?;
-    let range = match blob.size_bytes {
-        Some(size_bytes) => wanted.resolve(size_bytes)?,
-        None => None,
+    let range = match (wanted, blob.size_bytes) {
+        (wanted, Some(size_bytes)) => wanted.resolve(size_bytes)?,
+        (Wanted::Whole, None) => None,
+        // Some clients would copy the first bytes of a 200 as if they were those that they asked for.
+        (Wanted::Range(_), None) => {
+            let message =
+                format!("{} does not say how long {digest} is, so no part of it can be served", ask.target.repository);
+            return Err(ErrorResponse::new(StatusCode::BAD_GATEWAY, ErrorCode::Unavailable, message));
+        }
     };
     let mut response = content_head(digest, CONTENT_TYPE, blob.size_bytes, range);
     let length = range.map(|range| range.len()).or(blob.size_bytes);

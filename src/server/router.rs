@@ -51,7 +51,7 @@ pub(super) type Answer = Result<(Response, Outcome), ErrorResponse>;
 
 pub(super) const DIGEST_HEADER: HeaderName = HeaderName::from_static("docker-content-digest");
 const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
-const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
+pub(super) const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 const NAMESPACE: HeaderName = HeaderName::from_static("oci-namespace");
 
 /// The service of the registry listener. Until there is an edge, clients are told so at once and try their next host: left
@@ -123,8 +123,12 @@ async fn answer(edge: &Edge, request: &Parts, logged: &mut Logged) -> Answer {
         head: request.method == Method::HEAD,
         abort: request.extensions.get::<AbortHandle>().cloned().unwrap_or_else(AbortHandle::unattached),
     };
+    // Echoed only where it was heeded: a path that names another registry wins over it.
+    let heeded =
+        |namespace: &&String| edge.mirror.registry_called(namespace).as_ref() == Some(&target.repository.registry);
+    let namespace = route.namespace.as_ref().filter(heeded).and_then(|namespace| HeaderValue::from_str(namespace).ok());
     let answered = timeout(edge.client_header_timeout, dispatch(&ask, logged)).await;
-    let (mut response, outcome) = answered.unwrap_or_else(|_elapsed| {
+    let answer = answered.unwrap_or_else(|_elapsed| {
         Err(ErrorResponse::new(
             StatusCode::GATEWAY_TIMEOUT,
             ErrorCode::Unavailable,
@@ -135,14 +139,15 @@ async fn answer(edge: &Edge, request: &Parts, logged: &mut Logged) -> Answer {
                 edge.client_header_timeout.as_secs()
             ),
         ))
-    })?;
-    // Echoed only where it was heeded: a path that names another registry wins over it.
-    if let Some(namespace) = &route.namespace
-        && edge.mirror.registry_called(namespace).as_ref() == Some(&target.repository.registry)
-    {
-        insert(response.headers_mut(), NAMESPACE, namespace);
+    });
+    let Some(namespace) = namespace else { return answer };
+    match answer {
+        Ok((mut response, outcome)) => {
+            response.headers_mut().insert(NAMESPACE, namespace);
+            Ok((response, outcome))
+        }
+        Err(error) => Err(error.header(NAMESPACE, namespace)),
     }
-    Ok((response, outcome))
 }
 
 async fn dispatch(ask: &Ask<'_>, logged: &mut Logged) -> Answer {

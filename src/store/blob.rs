@@ -218,7 +218,7 @@ impl Store {
             reservation.commit(digest, size_bytes, stamp, None);
             Ok(())
         };
-        self.shared.io.pool.run(put).await?;
+        self.shared.io.run_counted(put).await?;
         if size_bytes <= READ_BYTES_MAX {
             self.shared.memory.insert(digest, bytes).await;
         }
@@ -286,9 +286,13 @@ impl Shared {
         tracing::warn!(%digest, what, "a held blob is damaged and was dropped; it will be fetched again");
         let path = self.layout.blob(digest);
         let disk = &self.io.disk;
-        let kept = keep_file
-            && disk.list(&self.layout.quarantine()).is_ok_and(|list| list.len() < QUARANTINED_MAX)
-            && disk.rename(&path, &self.layout.quarantined(digest)).is_ok();
+        let quarantined = self.layout.quarantined(digest);
+        // One that lies there already is counted already.
+        let has_place = || {
+            let list = disk.list(&self.layout.quarantine());
+            list.is_ok_and(|list| list.len() < QUARANTINED_MAX) && matches!(disk.facts(&quarantined), Ok(None))
+        };
+        let kept = keep_file && has_place() && disk.rename(&path, &quarantined).is_ok();
         if kept {
             self.ledger.change(|index| index.quarantine(digest, serial));
             return true;

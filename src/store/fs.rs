@@ -5,7 +5,7 @@ use std::fmt;
 use std::fs::{self, File, FileTimes, OpenOptions, Permissions};
 use std::io::{self, IoSlice, Read as _};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -204,19 +204,19 @@ impl Disk {
         })
     }
 
-    /// Removes a folder and all in it, at most `depth` levels of folders below it.
-    pub(super) fn remove_tree(&self, path: &Path, depth: usize) -> Result<(), StoreError> {
+    /// Removes all that is in a folder, at most `depth` levels of folders below it. The folder itself stays: a full disk may
+    /// have no room for another.
+    pub(super) fn empty(&self, path: &Path, depth: usize) -> Result<(), StoreError> {
         for found in self.list(path)? {
             let inner = path.join(&found.name);
-            if found.kind == Kind::Folder {
-                if depth > 0 {
-                    self.remove_tree(&inner, depth - 1)?;
-                }
-            } else {
+            if found.kind != Kind::Folder {
                 self.remove(&inner)?;
+            } else if depth > 0 {
+                self.empty(&inner, depth - 1)?;
+                self.remove_folder(&inner)?;
             }
         }
-        self.remove_folder(path).map(drop)
+        Ok(())
     }
 
     /// Creates a file that must not be there yet, for reading and writing.
@@ -348,6 +348,11 @@ impl Disk {
                 free_inodes: (found.f_files > 0).then_some(found.f_favail),
             })
         })
+    }
+
+    /// Where an existing path leads, without symbolic links.
+    pub(super) fn real_path(&self, path: &Path) -> Result<PathBuf, StoreError> {
+        self.run(Op::Size, path, || fs::canonicalize(path))
     }
 
     /// The number of the device that a path is on; `None` if it isn't there.

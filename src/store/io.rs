@@ -45,6 +45,16 @@ impl Io {
         Deferred(self.deferred.clone())
     }
 
+    /// Runs `job`, which changes files, and counts it as still to be done even when its caller goes away.
+    pub(super) async fn run_counted<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> T {
+        let deferred = self.defer();
+        let counted = move || {
+            let _deferred = deferred;
+            job()
+        };
+        self.pool.run(counted).await
+    }
+
     /// Runs `job` some time, without anybody waiting for it: for destructors.
     pub(super) fn run_deferred(&self, job: impl FnOnce() + Send + 'static) {
         let deferred = self.defer();

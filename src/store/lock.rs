@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::error::StoreError;
+use super::fs::Disk;
 use super::io::Io;
 use super::layout::Layout;
 use crate::clock::Timestamp;
@@ -45,9 +46,10 @@ impl Lock {
                 if !disk.try_lock(&file, &path)? {
                     return Ok(Err(disk.read(&path, HOLDER_BYTES_MAX)?.unwrap_or_default()));
                 }
-                let holder = serde_json::to_vec(&Holder::this_process()).unwrap_or_default();
-                disk.resize(&file, &path, 0)?;
-                disk.write_at(&file, &path, 0, &[Bytes::from(holder)])?;
+                // The lock holds without a name in it; a full disk must not keep what is held from being served.
+                if let Err(error) = sign(&disk, &file, &path) {
+                    tracing::warn!(%error, "could not write down who holds the data directory");
+                }
                 Ok::<_, StoreError>(Ok(file))
             });
             let holder = match taken.await? {
@@ -64,6 +66,13 @@ impl Lock {
             tokio::time::sleep_until(deadline.min(Instant::now() + POLL)).await;
         }
     }
+}
+
+/// Writes who this is into the lock file.
+fn sign(disk: &Disk, file: &File, path: &Path) -> Result<(), StoreError> {
+    let holder = serde_json::to_vec(&Holder::this_process()).unwrap_or_default();
+    disk.resize(file, path, 0)?;
+    disk.write_at(file, path, 0, &[Bytes::from(holder)])
 }
 
 fn announce(root: &Path, holder: &str, wait: Duration) {

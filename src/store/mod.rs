@@ -4,13 +4,13 @@
 //! [`Verified`](crate::oci::Verified) turns the partial into a blob, published by one function and entered into the
 //! index; readers share its [`OpenFile`]; the sweep notes when it was last read; eviction takes it away.
 //!
-//! Locks, in the order in which they may be taken: the evictor's turn; a digest's or a repository's lock (never two); the
+//! Locks, in the order in which they may be taken: a manifest record's turn; the evictor's turn; a digest's or a repository's lock (never two); the
 //! catalog; the index. The last two are held for look-ups only, never across I/O or an await. Work under a digest's or a
 //! repository's lock runs as one job on the I/O threads, and takes the lock with it.
 
 use std::collections::HashSet;
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -66,20 +66,29 @@ pub use records::{ListName, ListRecord, Listed, ManifestRecord, TagRecord};
 pub struct Options {
     /// The data directory. It is created if it isn't there.
     pub path: PathBuf,
+    /// How much may be taken, decided once it is known what is there.
+    pub budget: Arc<dyn Fn(&FileSystemFacts) -> Budget + Send + Sync>,
+    /// How long to wait for another process to let go of the data directory.
+    pub lock_wait: Duration,
+    /// How long nothing is evicted after more was found than the capacity allows: time to notice a mistake.
+    pub shrink_grace: Duration,
+    /// Evict nothing at all: what goes can't be fetched again.
+    pub offline: bool,
+    /// How many threads read and write.
+    pub io_threads: usize,
+    /// Failures to order, for tests.
+    pub faults: Option<Arc<dyn Faults>>,
+}
+
+/// What a store may take of its file system, and what it must leave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Budget {
     /// How much may be held, as it counts.
     pub capacity_bytes: u64,
     /// How many bytes must stay free on the file system.
     pub min_free_bytes: u64,
     /// How many inodes must stay free on the file system.
     pub min_free_inodes: u64,
-    /// How long to wait for another process to let go of the data directory.
-    pub lock_wait: Duration,
-    /// How long nothing is evicted after more was found than the capacity allows: time to notice a mistake.
-    pub shrink_grace: Duration,
-    /// How many threads read and write.
-    pub io_threads: usize,
-    /// Failures to order, for tests.
-    pub faults: Option<Arc<dyn Faults>>,
 }
 
 /// The store. Cheap to clone.
@@ -111,7 +120,7 @@ pub struct Snapshot {
     pub over_capacity: bool,
 }
 
-/// A file system, for choosing a capacity.
+/// The file system that a data directory is on, for deciding a [`Budget`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FileSystemFacts {
     /// How large it is.
@@ -132,13 +141,15 @@ struct Shared {
     io: Arc<Io>,
     ledger: Arc<Ledger>,
     metrics: Arc<Metrics>,
-    min_free_bytes: u64,
-    min_free_inodes: u64,
+    budget: Budget,
     grace_until: Option<Instant>,
+    offline: bool,
     /// Whoever creates, replaces or removes a blob's file holds its digest's lock.
     blob_locks: Stripes,
     /// Whoever reads or changes a repository's record files holds its lock.
     record_locks: Stripes,
+    /// Whoever writes a manifest's record, which keeps what the one before it knew, has its turn.
+    manifest_turns: Stripes,
     catalog: RwLock<Catalog>,
     /// Whether the catalog is complete.
     loaded: watch::Sender<bool>,
@@ -158,11 +169,6 @@ const MEMORY_BYTES: u64 = 64 << 20;
 /// Tells the catalog's waiters that it is complete, also when loading it failed: better a poor order than none.
 struct Loading(Arc<Shared>);
 
-/// What is known of the file system that a data directory is or will be on. Reads the sizes of all blobs there.
-pub fn facts(path: &Path) -> Result<FileSystemFacts, StoreError> {
-    recover::facts(&Disk::new(None, Arc::default()), path)
-}
-
 // === impl Options ===
 
 impl Options {
@@ -172,10 +178,7 @@ impl Options {
 
 impl fmt::Debug for Options {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Options")
-            .field("path", &self.path)
-            .field("capacity_bytes", &self.capacity_bytes)
-            .finish_non_exhaustive()
+        f.debug_struct("Options").field("path", &self.path).finish_non_exhaustive()
     }
 }
 
@@ -194,9 +197,10 @@ impl Store {
         let (disk, paths) = (io.disk.clone(), layout.clone());
         io.pool.run(move || recover::prepare(&disk, &paths)).await?;
         let lock = Lock::acquire(&io, &layout, options.lock_wait).await?;
-        let (disk, paths, capacity_bytes) = (io.disk.clone(), layout.clone(), options.capacity_bytes);
-        let index = io.pool.run(move || recover::recover(&disk, &paths, capacity_bytes)).await?;
+        let (disk, paths, budget) = (io.disk.clone(), layout.clone(), options.budget);
+        let (index, budget) = io.pool.run(move || recover::recover(&disk, &paths, &*budget)).await?;
 
+        let capacity_bytes = budget.capacity_bytes;
         let (blobs, held_bytes, excess) = (index.blobs(), index.held(), index.excess());
         let elapsed_ms = started.elapsed().as_millis();
         tracing::info!(path = %options.path.display(), blobs, held_bytes, capacity_bytes, elapsed_ms, "opened the store");
@@ -215,11 +219,12 @@ impl Store {
             io,
             ledger: Ledger::new(index, metrics.clone()),
             metrics,
-            min_free_bytes: options.min_free_bytes,
-            min_free_inodes: options.min_free_inodes,
+            budget,
             grace_until,
+            offline: options.offline,
             blob_locks: Stripes::new(),
             record_locks: Stripes::new(),
+            manifest_turns: Stripes::new(),
             catalog: RwLock::default(),
             loaded: watch::Sender::new(false),
             records: RecordCaches::new(),
@@ -241,7 +246,8 @@ impl Store {
         Ok(Self { shared })
     }
 
-    /// Waits until everything is done that nobody waits for: removing dropped partials, reading records after boot.
+    /// Waits until everything is done that nobody waits for: removing dropped partials, reading records after boot, writes
+    /// whose callers have gone away.
     pub async fn settled(&self) {
         self.shared.io.settled().await;
     }

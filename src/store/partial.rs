@@ -69,7 +69,7 @@ impl Store {
                 }
             }
         };
-        self.shared.io.pool.run(create).await
+        self.shared.io.run_counted(create).await
     }
 }
 
@@ -124,7 +124,7 @@ impl Partial {
             let _guard = guard;
             self.commit_locked(&verified)
         };
-        shared.io.pool.run(commit).await
+        shared.io.run_counted(commit).await
     }
 
     fn commit_locked(mut self, verified: &Verified) -> Result<(), StoreError> {

@@ -109,6 +109,18 @@ fn listed_in(record: &ManifestRecord, digest: &Digest) -> Option<Listed> {
     Some(Listed { size_bytes: found.size_bytes, confirmed: record.confirmed.contains(digest) })
 }
 
+// === impl ManifestRecord ===
+
+impl ManifestRecord {
+    /// Takes over what upstream once said about who may read it and what it lists.
+    fn keep_rights_of(&mut self, earlier: &Self) {
+        self.public |= earlier.public;
+        let missing: Vec<Digest> =
+            earlier.confirmed.iter().filter(|digest| !self.confirmed.contains(digest)).copied().collect();
+        self.confirmed.extend(missing);
+    }
+}
+
 // === impl ListName ===
 
 impl ListName {
@@ -228,25 +240,30 @@ impl Store {
             .await
     }
 
-    /// Records a manifest in a repository. `false`: it was not kept, because the manifest isn't held or there is no room.
+    /// Records a manifest in a repository. What was confirmed there, or had without credentials, stays so. `false`: it was
+    /// not kept, because the manifest isn't held or there is no room.
     pub async fn put_manifest(
         &self,
         repository: &Repository,
         digest: Digest,
-        record: ManifestRecord,
+        mut record: ManifestRecord,
     ) -> Result<bool, StoreError> {
+        let turn = self.shared.manifest_turns.lock(&(repository, digest)).await;
+        if let Ok(Some(earlier)) = self.manifest(repository, &digest).await {
+            record.keep_rights_of(&earlier);
+        }
         let path = self.shared.layout.manifest(repository, &digest);
         let record = Arc::new(record);
         let content = record.clone();
         self.shared
-            .put_held(repository, digest, &*content, path, move |shared, repository, written| match written {
-                Some(charge) => {
-                    let weight = usize::try_from(charge.bytes()).unwrap_or(usize::MAX);
-                    let children = record.descriptors.iter().map(|descriptor| descriptor.digest).collect();
-                    shared.catalog.write().add_manifest(repository, digest, record.fetched, children, charge);
-                    shared.records.manifests.insert((repository.clone(), digest), (record, weight));
-                }
-                None => shared.drop_record(repository, &digest),
+            .put_held(repository, digest, &*content, path, move |shared, repository, written| {
+                // It ends with the writing, also when the caller has gone away.
+                let _turn = turn;
+                let Some(charge) = written else { return shared.drop_record(repository, &digest) };
+                let weight = usize::try_from(charge.bytes()).unwrap_or(usize::MAX);
+                let children = record.descriptors.iter().map(|descriptor| descriptor.digest).collect();
+                shared.catalog.write().add_manifest(repository, digest, record.fetched, children, charge);
+                shared.records.manifests.insert((repository.clone(), digest), (record, weight));
             })
             .await
     }

@@ -16,7 +16,7 @@ use super::index::Index;
 use super::layout::{self, ALGORITHMS, LISTS, Layout, MANIFESTS, TAGS};
 use super::publish::{MODE_RECORD, publish_bytes};
 use super::records::{ManifestRecord, TagRecord};
-use super::{FileSystemFacts, Shared};
+use super::{Budget, FileSystemFacts, Shared};
 use crate::clock::Timestamp;
 use crate::oci::{Algorithm, Digest, RegistryName, Repository, RepositoryName};
 
@@ -64,11 +64,15 @@ pub(super) fn prepare(disk: &Disk, layout: &Layout) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Removes what was left half-done, and finds every blob. The data directory is locked. Scans with all threads of the pool
-/// that it is run on.
-pub(super) fn recover(disk: &Disk, layout: &Layout, capacity_bytes: u64) -> Result<Index<OpenFile>, StoreError> {
+/// Removes what was left half-done, finds every blob, and has the budget decided. The data directory is locked. Scans with
+/// all threads of the pool that it is run on.
+pub(super) fn recover(
+    disk: &Disk,
+    layout: &Layout,
+    budget: &dyn Fn(&FileSystemFacts) -> Budget,
+) -> Result<(Index<OpenFile>, Budget), StoreError> {
     for folder in [layout.partials(), layout.tmp()] {
-        disk.remove_tree(&folder, PARTIAL_DEPTH)?;
+        disk.empty(&folder, PARTIAL_DEPTH)?;
         disk.ensure_folder(&folder)?;
     }
     for folder in [layout.repositories(), layout.quarantine()] {
@@ -76,21 +80,28 @@ pub(super) fn recover(disk: &Disk, layout: &Layout, capacity_bytes: u64) -> Resu
     }
     if disk.facts(&layout.cachedir_tag())?.is_none() {
         let (staged, target) = (layout.tmp().join("tag"), layout.cachedir_tag());
-        publish_bytes(disk, Bytes::from_static(CACHEDIR_TAG), &staged, &target, MODE_RECORD, None)?;
-    }
-    let mut index = Index::new(capacity_bytes);
-    let strange = Strange::default();
-    for algorithm in ALGORITHMS {
-        for found in scan(disk, layout, algorithm, &strange)? {
-            index.found(found.digest, found.size_bytes, found.modified);
+        let published = publish_bytes(disk, Bytes::from_static(CACHEDIR_TAG), &staged, &target, MODE_RECORD, None);
+        if let Err(error) = published {
+            tracing::warn!(%error, "could not mark the data directory as a cache for backup tools");
         }
+    }
+    let strange = Strange::default();
+    let mut blobs = Vec::new();
+    for algorithm in ALGORITHMS {
+        blobs.extend(scan(disk, layout, algorithm, &strange)?);
+    }
+    let held_bytes = blobs.iter().map(|found| found.size_bytes).sum();
+    let budget = budget(&facts(disk, layout.root(), held_bytes)?);
+    let mut index = Index::new(budget.capacity_bytes);
+    for found in blobs {
+        index.found(found.digest, found.size_bytes, found.modified);
     }
     for found in disk.list(&layout.quarantine())? {
         if let Some(facts) = disk.facts(&layout.quarantine().join(found.name))? {
             index.found_records(charge(facts.size_bytes));
         }
     }
-    Ok(index)
+    Ok((index, budget))
 }
 
 /// All blobs of one algorithm, folder by folder in parallel.
@@ -119,30 +130,13 @@ fn scan(disk: &Disk, layout: &Layout, algorithm: Algorithm, strange: &Strange) -
     Ok(shards.collect::<Result<Vec<_>, StoreError>>()?.into_iter().flatten().collect())
 }
 
-/// What is known of the file system that a data directory is or will be on.
-pub(super) fn facts(disk: &Disk, path: &Path) -> Result<FileSystemFacts, StoreError> {
-    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-    let mut existing = absolute.as_path();
-    let device = loop {
-        match (disk.device(existing)?, existing.parent()) {
-            (Some(device), _) => break Some(device),
-            (None, Some(parent)) => existing = parent,
-            (None, None) => break None,
-        }
-    };
-    let above = existing.parent().map(|parent| disk.device(parent)).transpose()?.flatten();
-    let own_mount = existing == absolute && (above.is_none() || above != device);
-    let layout = Layout::new(&absolute);
-    let mut held_bytes = 0;
-    for algorithm in ALGORITHMS {
-        for shard in disk.list(&layout.algorithm(algorithm))?.iter().filter(|shard| shard.kind == Kind::Folder) {
-            let folder = layout.algorithm(algorithm).join(&shard.name);
-            for blob in disk.list(&folder)? {
-                held_bytes += disk.facts(&folder.join(blob.name))?.map_or(0, |facts| facts.size_bytes);
-            }
-        }
-    }
-    let Space { total_bytes, free_bytes, total_inodes, .. } = disk.space(existing)?;
+/// What is known of the file system that a data directory is on.
+pub(super) fn facts(disk: &Disk, root: &Path, held_bytes: u64) -> Result<FileSystemFacts, StoreError> {
+    // What is above a symbolic link says nothing about where it leads.
+    let real = disk.real_path(root)?;
+    let above = real.parent().map(|parent| disk.device(parent)).transpose()?.flatten();
+    let own_mount = above.is_none() || above != disk.device(&real)?;
+    let Space { total_bytes, free_bytes, total_inodes, .. } = disk.space(&real)?;
     Ok(FileSystemFacts { total_bytes, total_inodes, free_bytes, held_bytes, own_mount })
 }
 

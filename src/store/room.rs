@@ -61,14 +61,14 @@ impl Shared {
         let (disk, path) = (self.io.disk.clone(), self.layout.base().to_owned());
         let space = self.io.pool.run(move || disk.space(&path)).await;
         let space = space.map_err(|error| NoRoom::Unknown(Box::new(error)))?;
-        if let Some(free) = space.free_inodes.filter(|free| *free <= self.min_free_inodes) {
-            return Err(NoRoom::Disk { needed_bytes, what: "inodes", free, floor: self.min_free_inodes });
+        if let Some(free) = space.free_inodes.filter(|free| *free <= self.budget.min_free_inodes) {
+            return Err(NoRoom::Disk { needed_bytes, what: "inodes", free, floor: self.budget.min_free_inodes });
         }
         let free = space.free_bytes.saturating_sub(self.ledger.unwritten());
-        let short = self.min_free_bytes.saturating_sub(free);
+        let short = self.budget.min_free_bytes.saturating_sub(free);
         // Where others fill the disk, each new blob may take the place of old ones, but the cache doesn't vanish.
         if short > needed_bytes.max(self.low_mark()) {
-            return Err(NoRoom::Disk { needed_bytes, what: "bytes", free, floor: self.min_free_bytes });
+            return Err(NoRoom::Disk { needed_bytes, what: "bytes", free, floor: self.budget.min_free_bytes });
         }
         Ok(short)
     }
@@ -90,6 +90,9 @@ impl Shared {
                 Answer::Short { by } => (by, "all that is held is being read, and the rest is reserved"),
                 Answer::Never { capacity_bytes } => return Err(NoRoom::Never { needed_bytes, capacity_bytes }),
             };
+            if self.offline {
+                return Err(not_now("nothing is evicted while offline, as it could not be fetched again"));
+            }
             if self.is_in_grace() {
                 return Err(not_now("more is held than the capacity allows, and nothing is evicted yet"));
             }
@@ -101,9 +104,10 @@ impl Shared {
         Err(not_now("what was freed went to others"))
     }
 
-    /// Whether more was found at boot than the capacity allows, and nothing is to be evicted for that yet.
+    /// Whether more was found at boot than the capacity allows, and nothing is to be evicted for that yet, or ever.
     pub(super) fn is_in_grace(&self) -> bool {
-        self.grace_until.is_some_and(|until| Instant::now() < until) && self.ledger.read().excess() > 0
+        let waits = self.offline || self.grace_until.is_some_and(|until| Instant::now() < until);
+        waits && self.ledger.read().excess() > 0
     }
 
     /// Evicts what a capacity that was lowered no longer allows.

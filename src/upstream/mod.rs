@@ -67,7 +67,7 @@ pub struct Options {
     pub read_idle_timeout: Duration,
     /// Requests at once, each counted until its body has been read; at least 1.
     pub max_connections: usize,
-    /// Hosts (or `*.suffix`) that redirects and token realms may point at though they are private.
+    /// Hosts, with a port for that one alone, or `*.suffix`, that redirects and token realms may point at though they are private.
     pub redirect_hosts: Vec<String>,
 }
 
@@ -112,7 +112,7 @@ impl Upstream {
         // An endpoint may point at its siblings, wherever they are.
         let siblings = options.endpoints.iter().filter_map(Url::host_str).filter(|_| !options.public_only);
         let hosts = options.redirect_hosts.iter().map(String::as_str).chain(siblings);
-        let redirect_hosts = hosts.map(|host| host.trim_matches(['[', ']']).to_ascii_lowercase()).collect();
+        let redirect_hosts = hosts.map(str::to_ascii_lowercase).collect();
         let resolver = Resolver::new(network, names, options.public_only);
         let connections = options.max_connections.clamp(1, Semaphore::MAX_PERMITS);
         let settings = Settings {

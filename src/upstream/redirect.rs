@@ -11,7 +11,7 @@ pub(super) struct Rules<'a> {
     pub(super) endpoint: &'a Url,
     /// The upstream itself lives on a private address, so it may point at such addresses.
     pub(super) private: bool,
-    /// Hosts that are allowed in any case: names, addresses (without brackets), or `*.suffix`; in lower case.
+    /// Hosts that are allowed in any case: names or addresses, with a port for that one alone, or `*.suffix`; in lower case.
     pub(super) allowed: &'a [String],
     /// Whether an address is a public one.
     pub(super) is_public: fn(IpAddr) -> bool,
@@ -77,7 +77,7 @@ impl Rules<'_> {
         }
         let private = || format!("a {what} to the private address {}", place(&url));
         let Some(host) = url.host() else { return Err(format!("a {what} without a host")) };
-        if self.private || Some(&host) == self.endpoint.host().as_ref() || self.is_allowed(&host) {
+        if self.private || Some(&host) == self.endpoint.host().as_ref() || self.is_allowed(&url) {
             return Ok(Target { url, guard: None });
         }
         let guard = match host {
@@ -91,12 +91,12 @@ impl Rules<'_> {
         Ok(Target { url, guard })
     }
 
-    fn is_allowed(&self, host: &Host<&str>) -> bool {
-        let host = host.to_string();
-        let host = host.trim_matches(['[', ']']);
+    fn is_allowed(&self, url: &Url) -> bool {
+        let host = url.host_str().unwrap_or_default();
+        let port = url.port_or_known_default().map(|port| format!("{host}:{port}"));
         self.allowed.iter().any(|allowed| match allowed.strip_prefix('*') {
             Some(suffix) => suffix.starts_with('.') && host.len() > suffix.len() && host.ends_with(suffix),
-            None => allowed == host,
+            None => allowed == host || allowed == host.trim_matches(['[', ']']) || Some(allowed) == port.as_ref(),
         })
     }
 }
@@ -122,7 +122,9 @@ mod tests {
     fn redirects_of_a_public_https_upstream() {
         let endpoint = url("https://registry.example");
         let current = url("https://registry.example/v2/a/blobs/x");
-        let allowed = ["minio.corp".to_owned(), "10.0.0.9".to_owned(), "fd00::9".to_owned(), "*.cdn.corp".to_owned()];
+        let allowed =
+            ["minio.corp", "10.0.0.9", "fd00::9", "*.cdn.corp", "10.0.0.8:9000", "[fd00::8]:9000", "tls.corp:443"]
+                .map(str::to_owned);
         let rules = rules(&endpoint, false, &allowed);
         for (location, guard) in [
             ("/elsewhere", None),
@@ -133,6 +135,10 @@ mod tests {
             ("https://minio.corp/x", None),
             ("https://10.0.0.9:9000/x", None),
             ("https://[fd00::9]/x", None),
+            ("https://10.0.0.8:9000/x", None),
+            ("https://[fd00::8]:9000/x", None),
+            ("https://tls.corp/x", None),
+            ("https://tls.corp:8443/x", Some("tls.corp")),
             ("https://a.cdn.corp/x", None),
             ("https://cdn.corp/x", Some("cdn.corp")),
         ] {
@@ -147,6 +153,7 @@ mod tests {
             "https://0x7f.1/x",
             "https://2130706433/x",
             "https://[::ffff:10.0.0.1]/x",
+            "https://10.0.0.8/x",
             "https://169.254.169.254/latest",
             "https://localhost/x",
             "https://a.localhost./x",

@@ -2,7 +2,7 @@
 
 use crate::support::images::{Blob, Image};
 use crate::support::mirror::{Builder, Mirror, blob, manifest};
-use crate::support::registry::{Auth, Bearer, Denial, Kind, On, Registry};
+use crate::support::registry::{Auth, Bearer, Denial, Fault, Kind, On, Registry};
 
 const USER: &str = "bot";
 const PASSWORD: &str = "hunter2-is-secret";
@@ -253,5 +253,74 @@ async fn passwords_appear_in_no_metric_and_no_error() {
     for secret in [PASSWORD, "hunter2", "token-1", "X-Signature"] {
         assert!(!told.contains(secret), "{told}");
     }
+    mirror.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_public_image_is_served_though_upstream_hangs_and_a_credential_is_configured() {
+    let (registry, public, private, builder) = world(bearer(), true).await;
+    let mirror = builder.start().await;
+    mirror.pull("library/app", "v1", &public).await;
+    mirror.idle().await;
+    // Who opened it is known from the records from here on.
+    let site = mirror.stop().await;
+    let silence = registry.gate(On::any());
+    let mirror = site.start().await;
+    mirror.pull("library/app", "v1", &public).await;
+    let stale = mirror.get(&manifest("library/app", "v1")).await;
+    assert!(stale.header("warning").is_some(), "{:?}", stale.head);
+    // Nothing is known of this one, so nothing is said of it.
+    let unknown = mirror.get(&manifest("acme/secret", &private.manifest.digest)).await;
+    assert_eq!(unknown.status(), 504, "{}", unknown.text());
+    silence.open();
+    mirror.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn trouble_upstream_is_not_taken_for_a_private_repository() {
+    let (registry, public, _, builder) = world(bearer(), true).await;
+    let mirror = builder.start().await;
+    registry.fault(On::any(), Fault::status(503));
+    let answer = mirror.get(&manifest("library/app", "v1")).await;
+    assert_eq!(answer.status(), 502, "{}", answer.text());
+    registry.heal();
+    mirror.get_once_well(&manifest("library/app", "v1")).await.assert_ok(&public.manifest.bytes);
+    mirror.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deleted_tag_outlives_a_restart_though_a_credential_is_configured() {
+    let (registry, public, _, builder) = world(bearer(), true).await;
+    let mirror = builder.start().await;
+    mirror.pull("library/app", "v1", &public).await;
+    mirror.idle().await;
+    let site = mirror.stop().await;
+    registry.delete_tag("library/app", "v1");
+    let mirror = site.start().await;
+    let kept = mirror.get(&manifest("library/app", "v1")).await;
+    kept.assert_ok(&public.manifest.bytes);
+    assert!(kept.header("warning").is_some_and(|text| text.contains("deleted")), "{:?}", kept.head);
+    mirror.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_herd_costs_one_look_at_what_strangers_may_read() {
+    let (registry, public, _, builder) = world(bearer(), true).await;
+    let mirror = builder.start().await;
+    let gate = registry.gate(On::manifest("v1").head());
+    let mut herd = Vec::new();
+    for _ in 0..20 {
+        let mut connection = mirror.connect().await;
+        connection.send(&crate::support::client::Request::get(manifest("library/app", "v1"))).await;
+        herd.push(connection);
+    }
+    gate.arrived().await;
+    gate.open();
+    for mut connection in herd {
+        connection.answer().await.assert_ok(&public.manifest.bytes);
+    }
+    // At most a look without and a check with a credential, and each may have to fetch a token first.
+    let heads = registry.count(&On::manifest("v1").head());
+    assert!(heads <= 4, "{heads} requests");
     mirror.finish().await;
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::support::client::{Connection, End, Request};
 use crate::support::images::{Blob, Image};
 use crate::support::mirror::{Mirror, blob, manifest};
-use crate::support::registry::{Gate, Kind, On, Registry};
+use crate::support::registry::{Fault, Gate, Kind, On, Registry};
 use crate::support::{all, within};
 
 const MIB: usize = 1024 * 1024;
@@ -270,5 +270,37 @@ async fn a_fill_is_shared_between_repositories_by_those_that_have_the_blob() {
         assert!(connection.rest().await == (filling.bytes.slice(MIB..), End::Complete));
     }
     assert_eq!(registry.count(&On::blob(&filling.digest).get()), 1);
+    mirror.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_repositorys_not_found_is_not_ours() {
+    let registry = Registry::start().await;
+    let image = Image::new(1, &[5000]);
+    let layer = &image.layers[0].digest;
+    registry.put_image("library/app", "v1", &image);
+    // A manifest that names a blob which its repository does not hold.
+    registry.put_manifest("mallory/open", Some("v1"), &image.manifest);
+    let mirror = Mirror::of(&registry).await;
+    for repository in ["library/app", "mallory/open"] {
+        mirror.get(&manifest(repository, "v1")).await.assert_ok(&image.manifest.bytes);
+    }
+    let gate = registry.gate(On::blob(layer).repository("library/app").get());
+    registry.fault(On::blob(layer).repository("library/app").get(), Fault::status(503));
+    let mut ours = mirror.connect().await;
+    ours.send(&Request::get(blob("library/app", layer))).await;
+    gate.arrived().await;
+    let mut theirs = mirror.connect().await;
+    theirs.send(&Request::get(blob("mallory/open", layer))).await;
+    // By the time of these answers they have joined; if not, the test shows nothing, but does not fail.
+    for _ in 0..20 {
+        assert_eq!(mirror.get("/v2/").await.status(), 200);
+    }
+    gate.open();
+    let ours = ours.answer().await;
+    assert_eq!(ours.status(), 502, "{}", ours.text());
+    assert_eq!(theirs.answer().await.status(), 404);
+    registry.heal();
+    mirror.get_once_well(&blob("library/app", layer)).await.assert_ok(&image.layers[0].bytes);
     mirror.finish().await;
 }

@@ -1,9 +1,9 @@
 //! The budget holds, and what was not asked for the longest goes first.
 
-use crate::support::client::Request;
+use crate::support::client::{End, Request};
 use crate::support::images::{Blob, Image};
 use crate::support::mirror::{Mirror, blob};
-use crate::support::registry::{On, Registry};
+use crate::support::registry::{Fault, On, Registry};
 
 const MIB: usize = 1024 * 1024;
 
@@ -84,7 +84,7 @@ async fn a_blob_that_is_being_read_is_not_evicted_under_its_reader() {
         pull(&mirror, one).await;
     }
     let (rest, end) = reader.rest().await;
-    assert!((rest, end) == (large.bytes.slice(1000..), crate::support::client::End::Complete));
+    assert!((rest, end) == (large.bytes.slice(1000..), End::Complete));
     mirror.finish().await;
 }
 
@@ -127,4 +127,34 @@ async fn records_and_tags_go_with_their_manifests() {
     let kept = || std::fs::read_dir(&tags).unwrap().count();
     crate::support::until("tags of evicted manifests are gone", || kept() < 20).await;
     mirror.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_range_that_is_passed_through_is_verified_or_says_that_it_is_not() {
+    for wait in [false, true] {
+        let registry = Registry::start().await;
+        let huge = Blob::noise(1, 6 * MIB);
+        registry.put_blob("library/app", &huge);
+        let policy = if wait { "\"wait\"" } else { "\"send\"" };
+        let mirror = Mirror::builder()
+            .upstream("docker.io", &registry)
+            .capacity("4MiB")
+            .set("fill", "unverified_ranges", policy)
+            .start()
+            .await;
+        let request = Request::get(blob("library/app", &huge.digest)).range("bytes=1000000-1999999");
+        let answer = mirror.send(&request).await;
+        assert_eq!(answer.status(), 206, "{:?}", answer.head);
+        assert!(answer.body == huge.bytes.slice(1_000_000..2_000_000));
+        let expected = if wait { "cachalot; fwd=bypass" } else { "cachalot; fwd=bypass; detail=unverified" };
+        assert_eq!(answer.header("cache-status"), Some(expected));
+        registry.fault(On::blob(&huge.digest).get(), Fault::Corrupt(5_000_000));
+        let mut connection = mirror.connect().await;
+        connection.send(&request).await;
+        assert_eq!(connection.head().await.status, 206);
+        let (bytes, end) = connection.rest().await;
+        assert_eq!(end == End::Complete, !wait, "{end:?}");
+        assert!(huge.bytes[1_000_000..2_000_000].starts_with(&bytes));
+        mirror.finish().await;
+    }
 }

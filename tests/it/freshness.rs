@@ -259,3 +259,57 @@ async fn a_tag_list_is_shared_and_served_stale() {
     assert!(stale.header("warning").is_some(), "{:?}", stale.head);
     mirror.finish().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_silent_upstream_costs_one_wait_in_a_while_and_not_one_a_pull() {
+    let (registry, image, builder) = world("0s").await;
+    let mirror = builder.start().await;
+    mirror.pull("library/app", "v1", &image).await;
+    let silence = registry.gate(On::any());
+    assert_stale(&mirror.get(&manifest("library/app", "v1")).await, &image);
+    let started = std::time::Instant::now();
+    assert_stale(&mirror.get(&manifest("library/app", "v1")).await, &image);
+    assert!(started.elapsed() < std::time::Duration::from_secs(1), "waited once more");
+    silence.open();
+    mirror.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deletion_that_upstream_is_slow_to_tell_is_recorded_all_the_same() {
+    let (registry, image, builder) = world("0s").await;
+    let mirror = builder.start().await;
+    mirror.pull("library/app", "v1", &image).await;
+    registry.delete_tag("library/app", "v1");
+    let gate = registry.gate(On::manifest("v1"));
+    assert_stale(&mirror.get(&manifest("library/app", "v1")).await, &image);
+    gate.open();
+    let record = mirror.site().data().join("v1/repositories/docker.io/library/app/_tags/v1.json");
+    crate::support::until("the deletion is recorded", || {
+        std::fs::read_to_string(&record).is_ok_and(|text| text.contains("gone"))
+    })
+    .await;
+    mirror.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn held_lists_are_served_stale_while_upstream_is_silent() {
+    let (registry, image, builder) = world("0s").await;
+    let mirror = builder.set("tags", "list_ttl", "\"0s\"").start().await;
+    mirror.pull("library/app", "v1", &image).await;
+    let tags = "/v2/library/app/tags/list?ns=docker.io".to_owned();
+    let referrers = format!("/v2/library/app/referrers/{}?ns=docker.io", image.manifest.digest);
+    for path in [&tags, &referrers] {
+        assert_eq!(mirror.get(path).await.status(), 200);
+    }
+    let silence = registry.gate(On::any());
+    for path in [&tags, &referrers] {
+        let stale = mirror.get(path).await;
+        assert_eq!(stale.status(), 200, "{path}: {}", stale.text());
+        assert!(stale.header("warning").is_some(), "{:?}", stale.head);
+        let started = std::time::Instant::now();
+        assert_eq!(mirror.get(path).await.status(), 200);
+        assert!(started.elapsed() < std::time::Duration::from_secs(1), "waited once more");
+    }
+    silence.open();
+    mirror.finish().await;
+}

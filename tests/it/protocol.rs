@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::support::client::{Answer, Connection, End, Request};
 use crate::support::images::{Blob, DOCKER_MANIFEST, Image, Index, Manifest, OCI_INDEX, OCI_MANIFEST, sha512};
 use crate::support::mirror::{Mirror, blob, manifest};
-use crate::support::registry::{Kind, On, Referrers, Registry};
+use crate::support::registry::{Fault, Kind, On, Referrers, Registry};
 
 /// A request and what it must be answered with.
 struct Row {
@@ -251,8 +251,9 @@ impl World {
         rows.push(get("/v2/docker.io/library/app/manifests/v1?ns=docker.io").manifest(index).namespace("docker.io"));
         rows.push(get("/v2/corp/team/tool/manifests/1.0").manifest(tool));
         rows.push(get("/v2/mirrors/deep/team/tool/manifests/1.0").manifest(tool));
-        // the path wins over an ns that differs
-        rows.push(get("/v2/corp/team/tool/manifests/1.0?ns=docker.io").manifest(tool));
+        // a registry's name in the path wins over an ns that differs, an alias that may be an organisation does not
+        rows.push(get("/v2/corp/team/tool/manifests/1.0?ns=registry.corp:5000").manifest(tool));
+        rows.push(get("/v2/docker.io/app/manifests/v1?ns=registry.corp:5000").manifest(index));
         // U3: before /v2/
         rows.push(get("/docker.io/v2/library/app/manifests/v1?ns=docker.io").manifest(index).namespace("docker.io"));
         rows.push(get("/docker.io/v2/app/manifests/v1").manifest(index));
@@ -375,7 +376,7 @@ impl World {
         rows.push(get(blob("library/app", &nothing)).refused(404, &["BLOB_UNKNOWN"]).needs_upstream());
         // a manifest is no blob, and that is known without asking
         let found = &self.docker.manifest.digest;
-        rows.push(get(blob("library/app", found)).refused(404, &["BLOB_UNKNOWN"]));
+        rows.push(get(blob("library/app", found)).refused(404, &["BLOB_UNKNOWN"]).namespace("docker.io"));
         let nobody = get(manifest("nobody/nothing", "v1")).needs_upstream();
         rows.push(nobody.refused(404, &["MANIFEST_UNKNOWN", "NAME_UNKNOWN"]));
         for bad in ["sha256:short", "sha256:", "md5:d41d8cd98f00b204e9800998ecf8427e"] {
@@ -555,5 +556,18 @@ async fn the_ping_and_the_probes_never_ask_upstream() {
     }
     assert!(mirror.metrics().await.contains("cachalot_requests_total"));
     assert_eq!((registry.connections(), registry.count(&On::kind(Kind::Ping))), (0, 0));
+    mirror.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_manifest_that_another_repository_has_too_is_had_though_upstream_refuses_heads() {
+    let registry = Registry::start().await;
+    let image = Image::new(1, &[1000]);
+    registry.put_image("library/app", "v1", &image);
+    registry.put_image("library/copy", "v1", &image);
+    let mirror = Mirror::of(&registry).await;
+    mirror.get(&manifest("library/app", &image.manifest.digest)).await.assert_ok(&image.manifest.bytes);
+    registry.fault(On::any().head(), Fault::status(405));
+    mirror.get(&manifest("library/copy", &image.manifest.digest)).await.assert_ok(&image.manifest.bytes);
     mirror.finish().await;
 }

@@ -85,6 +85,25 @@ async fn what_a_crash_leaves_behind_is_swept_away_at_the_next_start() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn more_than_the_capacity_allows_is_kept_for_a_while_and_readiness_says_so() {
+    let registry = Registry::start().await;
+    let held = Blob::noise(1, 3 * MIB);
+    registry.put_blob("library/app", &held);
+    let mirror = Mirror::builder().upstream("docker.io", &registry).capacity("8MiB").start().await;
+    mirror.get(&blob("library/app", &held.digest)).await.assert_ok(&held.bytes);
+    mirror.idle().await;
+    assert_eq!(mirror.admin("/readyz").await.body, "ok\n");
+    let site = mirror.stop().await;
+    site.rewrite("capacity = \"8MiB\"", "capacity = \"1MiB\"");
+    let mirror = site.start().await;
+    let ready = mirror.admin("/readyz").await;
+    let text = String::from_utf8_lossy(&ready.body);
+    assert!(ready.status() == 200 && text.starts_with("degraded: more is held than storage.capacity"), "{text}");
+    mirror.get(&blob("library/app", &held.digest)).await.assert_ok(&held.bytes);
+    mirror.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_mirror_starts_with_nothing_but_a_configuration_that_leads_nowhere() {
     let registry = Registry::start().await;
     registry.go_down().await;
@@ -117,5 +136,22 @@ async fn restarting_again_and_again_loses_and_gains_nothing() {
         assert_eq!((now.blobs, now.blob_bytes()), (holdings.blobs, holdings.blob_bytes()));
     }
     assert_eq!(registry.count(&On::any()), asked);
+    mirror.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_blob_that_is_known_to_be_missing_is_missing_for_head_too() {
+    let registry = Registry::start().await;
+    let image = Image::new(1, &[1000]);
+    registry.put_image("library/app", "v1", &image);
+    let builder = Mirror::builder().upstream("docker.io", &registry);
+    let mirror = builder.start().await;
+    // The manifest says how long the blob is, but nobody pulled it.
+    mirror.get(&manifest("library/app", "v1")).await.assert_ok(&image.manifest.bytes);
+    let path = blob("library/app", &image.layers[0].digest);
+    assert_eq!(mirror.head(&path).await.status(), 200);
+    registry.delete_blob("library/app", &image.layers[0].digest);
+    assert_eq!(mirror.get(&path).await.status(), 404);
+    assert_eq!(mirror.head(&path).await.status(), 404, "what is known to be missing");
     mirror.finish().await;
 }

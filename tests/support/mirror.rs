@@ -132,6 +132,14 @@ impl Site {
         Mirror { server: Some(server), site: Some(self), addr, admin }
     }
 
+    /// Replaces a text of the configuration file.
+    pub(crate) fn rewrite(&self, from: &str, to: &str) {
+        let path = self.folder.path().join("cachalot.toml");
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(text.contains(from), "{from} is not in {text}");
+        std::fs::write(&path, text.replace(from, to)).unwrap();
+    }
+
     /// The data directory.
     pub(crate) fn data(&self) -> PathBuf {
         self.folder.path().join("data")

@@ -19,8 +19,10 @@ use tokio_util::task::TaskTracker;
 
 use super::connection::{self, ConnectionInfo, ConnectionLimits};
 use super::error::ErrorResponse;
+use super::router::{CACHE_STATUS, insert};
 use super::stream::Clocks;
 use crate::metrics::Metrics;
+use crate::mirror::Outcome;
 use crate::oci::error::ErrorCode;
 use crate::shutdown::Shutdown;
 use crate::tasks;
@@ -126,6 +128,7 @@ async fn refuse() -> Response {
         .retry_after(REFUSED_RETRY_AFTER)
         .into_response();
     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    insert(response.headers_mut(), CACHE_STATUS, &Outcome::Refused.to_string());
     response
 }
 

@@ -59,13 +59,13 @@ async fn what_can_never_fit_is_told_from_what_does_not_fit_now() {
 #[tokio::test]
 async fn the_free_space_floor_holds_whatever_the_capacity() {
     let mut rig = Rig::new(THREE);
-    rig.options.min_free_bytes = 1 << 60;
+    rig.budget.min_free_bytes = 1 << 60;
     let store = rig.open().await;
     let refusal = store.reserve(1).await.unwrap_err();
     assert!(matches!(refusal, NoRoom::Disk { what: "bytes", .. }), "{refusal}");
     assert_at_rest(&store).await;
     store.close().await;
-    (rig.options.min_free_bytes, rig.options.min_free_inodes) = (0, 1 << 60);
+    (rig.budget.min_free_bytes, rig.budget.min_free_inodes) = (0, 1 << 60);
     let store = rig.open().await;
     let refusal = store.reserve(1).await.unwrap_err();
     assert!(matches!(refusal, NoRoom::Disk { what: "inodes", .. }), "{refusal}");
@@ -171,7 +171,7 @@ async fn a_lowered_capacity_evicts_nothing_during_the_grace_and_all_it_must_afte
         put(&store, name, THIRD).await;
     }
     store.close().await;
-    rig.options.capacity_bytes = THREE / 2;
+    rig.budget.capacity_bytes = THREE / 2;
     let store = rig.open().await;
     assert!(store.snapshot().over_capacity);
     assert!(matches!(store.reserve(1).await, Err(NoRoom::NotNow { .. })));
@@ -185,6 +185,26 @@ async fn a_lowered_capacity_evicts_nothing_during_the_grace_and_all_it_must_afte
     assert_eq!(store.snapshot().blobs, 1);
     assert!(!store.snapshot().over_capacity);
     assert!(store.open_blob(&content("c", THIRD).0).await.unwrap().is_some());
+}
+
+#[tokio::test]
+async fn offline_nothing_is_evicted_even_beyond_a_lowered_capacity() {
+    let mut rig = Rig::new(THREE);
+    let store = rig.open().await;
+    for name in ["a", "b", "c"] {
+        put(&store, name, THIRD).await;
+    }
+    store.close().await;
+    (rig.options.offline, rig.options.shrink_grace) = (true, Duration::ZERO);
+    let store = rig.open().await;
+    assert!(matches!(store.reserve(THIRD).await, Err(NoRoom::NotNow { .. })));
+    store.close().await;
+    rig.budget.capacity_bytes = THREE / 2;
+    let store = rig.open().await;
+    store.sweep().await;
+    assert_eq!(store.snapshot().blobs, 3);
+    assert!(store.snapshot().over_capacity);
+    assert_at_rest(&store).await;
 }
 
 #[tokio::test]

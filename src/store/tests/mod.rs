@@ -6,6 +6,7 @@ mod opening;
 mod reading;
 mod recording;
 
+use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
@@ -21,6 +22,7 @@ use crate::oci::{Repository, Tag, Verified};
 struct Rig {
     folder: TempDir,
     options: Options,
+    budget: Budget,
     metrics: Arc<Metrics>,
 }
 
@@ -83,15 +85,15 @@ impl Rig {
         let folder = TempDir::new().unwrap();
         let options = Options {
             path: folder.path().join("data"),
-            capacity_bytes,
-            min_free_bytes: 0,
-            min_free_inodes: 0,
+            budget: Arc::new(|_| Budget { capacity_bytes: 0, min_free_bytes: 0, min_free_inodes: 0 }),
             lock_wait: Duration::ZERO,
             shrink_grace: Options::SHRINK_GRACE,
+            offline: false,
             io_threads: 3,
             faults: None,
         };
-        Self { folder, options, metrics: Arc::default() }
+        let budget = Budget { capacity_bytes, min_free_bytes: 0, min_free_inodes: 0 };
+        Self { folder, options, budget, metrics: Arc::default() }
     }
 
     /// In memory where the system has a place for that: for tests that open a store hundreds of times, as syncing a disk
@@ -115,7 +117,9 @@ impl Rig {
     }
 
     async fn try_open(&self) -> Result<Store, StoreError> {
-        Store::open(self.options.clone(), self.metrics.clone()).await
+        let budget = self.budget;
+        let options = Options { budget: Arc::new(move |_| budget), ..self.options.clone() };
+        Store::open(options, self.metrics.clone()).await
     }
 
     fn path(&self, inner: &str) -> PathBuf {

@@ -25,6 +25,63 @@ async fn a_second_process_waits_for_the_first_to_stop() {
     opening.await;
 }
 
+/// Stops whoever syncs a file until it is opened.
+struct Gate {
+    reached: tokio::sync::Notify,
+    closed: Mutex<Option<std::sync::mpsc::Receiver<()>>>,
+}
+
+impl Faults for Gate {
+    fn before(&self, op: Op, _: &Path) -> std::io::Result<()> {
+        if op == Op::Sync
+            && let Some(opened) = self.closed.lock().take()
+        {
+            self.reached.notify_one();
+            let _ = opened.recv();
+        }
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_write_whose_caller_went_away_ends_before_the_store_is_settled() {
+    let (open, opened) = std::sync::mpsc::channel();
+    let gate = Arc::new(Gate { reached: tokio::sync::Notify::new(), closed: Mutex::new(None) });
+    let mut rig = Rig::new(MIB);
+    rig.options.faults = Some(gate.clone());
+    let store = rig.open().await;
+    store.settled().await;
+    *gate.closed.lock() = Some(opened);
+    tokio::select! {
+        _ = put(&store, "a", 100) => panic!("it was put before it was synced"),
+        () = gate.reached.notified() => {}
+    }
+    let mut settled = Box::pin(store.settled());
+    assert!(futures_util::poll!(&mut settled).is_pending(), "the lock would go to another process now");
+    open.send(()).unwrap();
+    settled.await;
+    assert_at_rest(&store).await;
+    assert_eq!(store.snapshot().blobs, 1);
+    store.close().await;
+}
+
+#[tokio::test]
+async fn a_full_disk_keeps_nobody_from_serving_what_it_holds() {
+    let script = Script::failing_only(Op::Write, Errno::NOSPC);
+    script.passes.store(usize::MAX, Ordering::SeqCst);
+    let rig = Rig::new(MIB).with_faults(&script);
+    let store = rig.open().await;
+    let digest = put(&store, "a", 100).await;
+    store.close().await;
+    script.passes.store(0, Ordering::SeqCst);
+    std::fs::remove_file(rig.path("CACHEDIR.TAG")).unwrap();
+    let store = rig.open().await;
+    assert!(store.open_blob(&digest).await.unwrap().is_some());
+    let refusal = rig.try_open().await.unwrap_err().to_string();
+    assert!(refusal.contains("in use by a process that left no name"), "{refusal}");
+    assert_at_rest(&store).await;
+}
+
 #[tokio::test]
 async fn a_newer_layout_is_refused_in_words() {
     let rig = Rig::new(MIB);
@@ -73,15 +130,35 @@ async fn committed_blobs_cannot_be_written_and_carry_their_time() {
 }
 
 #[tokio::test]
-async fn facts_of_a_folder_that_is_not_there_are_those_of_where_it_would_be() {
+async fn the_budget_is_decided_by_what_is_there() {
     let rig = Rig::new(MIB);
-    let before = facts(&rig.path("deep/er")).unwrap();
-    assert!(before.total_bytes > 0 && before.held_bytes == 0 && !before.own_mount);
     let store = rig.open().await;
     put(&store, "a", 12_345).await;
-    assert_eq!(facts(&rig.options.path).unwrap().held_bytes, 12_345);
-    assert!(facts(Path::new("/")).unwrap().own_mount);
-    assert!(rig.folder.path().exists());
+    store.close().await;
+    let told = Arc::new(Mutex::new(None));
+    let (noted, budget) = (told.clone(), rig.budget);
+    let decide = move |facts: &FileSystemFacts| {
+        *noted.lock() = Some(*facts);
+        Budget { capacity_bytes: 7 * MIB, ..budget }
+    };
+    let options = Options { budget: Arc::new(decide), ..rig.options.clone() };
+    let store = Store::open(options, rig.metrics.clone()).await.unwrap();
+    let facts = told.lock().unwrap();
+    assert!(facts.total_bytes >= facts.free_bytes && facts.held_bytes == 12_345 && !facts.own_mount, "{facts:?}");
+    assert_eq!(store.snapshot().capacity_bytes, 7 * MIB);
+}
+
+#[test]
+fn a_link_to_a_folder_of_another_file_system_is_no_mount() {
+    let disk = Disk::new(None, Arc::default());
+    let own_mount = |path: &Path| recover::facts(&disk, path, 0).unwrap().own_mount;
+    assert!(own_mount(Path::new("/")));
+    // Elsewhere, if this system has two.
+    let elsewhere = TempDir::new_in("/dev/shm").or_else(|_| TempDir::new()).unwrap();
+    let here = TempDir::new().unwrap();
+    let link = here.path().join("data");
+    std::os::unix::fs::symlink(elsewhere.path(), &link).unwrap();
+    assert!(!own_mount(&link));
 }
 
 #[tokio::test]

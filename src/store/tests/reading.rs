@@ -2,6 +2,15 @@
 
 use super::*;
 
+/// Changes a byte in the middle of a file.
+fn spoil(path: &Path) {
+    let mut wrong = std::fs::read(path).unwrap();
+    let middle = wrong.len() / 2;
+    wrong[middle] ^= 1;
+    std::fs::remove_file(path).unwrap();
+    std::fs::write(path, &wrong).unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_thousand_readers_share_one_descriptor() {
     let rig = Rig::new(8 * MIB);
@@ -61,11 +70,7 @@ async fn what_is_read_into_memory_is_verified_and_wrong_content_goes_to_quaranti
     let (_, bytes) = content("manifest", 1000);
     assert_eq!(store.read_blob(&digest).await.unwrap(), Some(bytes));
     store.close().await;
-    let path = rig.blob_path(&digest);
-    let mut wrong = std::fs::read(&path).unwrap();
-    wrong[500] ^= 1;
-    std::fs::remove_file(&path).unwrap();
-    std::fs::write(&path, &wrong).unwrap();
+    spoil(&rig.blob_path(&digest));
 
     let store = rig.open().await;
     let held_bytes = store.snapshot().present_bytes;
@@ -77,6 +82,25 @@ async fn what_is_read_into_memory_is_verified_and_wrong_content_goes_to_quaranti
     assert_at_rest(&store).await;
     store.close().await;
     assert_eq!(rig.open().await.snapshot().present_bytes, held_bytes);
+}
+
+#[tokio::test]
+async fn content_that_goes_wrong_twice_is_kept_and_counted_once() {
+    let rig = Rig::new(MIB);
+    let mut counted = Vec::new();
+    for _ in 0..2 {
+        let store = rig.open().await;
+        let digest = put(&store, "manifest", 1000).await;
+        store.close().await;
+        spoil(&rig.blob_path(&digest));
+        let store = rig.open().await;
+        assert_eq!(store.read_blob(&digest).await.unwrap(), None);
+        store.settled().await;
+        counted.push(store.snapshot().present_bytes);
+        store.close().await;
+    }
+    counted.push(rig.open().await.snapshot().present_bytes);
+    assert_eq!(counted, [counted[0]; 3], "as found by the next start");
 }
 
 #[tokio::test]

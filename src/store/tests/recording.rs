@@ -133,6 +133,27 @@ async fn what_upstream_confirmed_and_what_was_public_survives_a_restart() {
 }
 
 #[tokio::test]
+async fn what_was_confirmed_at_once_or_before_a_refetch_is_not_forgotten() {
+    let rig = Rig::new(8 * MIB);
+    let store = rig.open().await;
+    let repository = repository("a");
+    let layers: Vec<Digest> = (0..8).map(|n| content(&n.to_string(), 10).0).collect();
+    let manifest = put(&store, "manifest", 10).await;
+    store.put_manifest(&repository, manifest, manifest_record(5, &layers)).await.unwrap();
+    let confirming = layers.iter().map(|layer| store.confirm(&repository, layer));
+    futures_util::future::try_join_all(confirming).await.unwrap();
+    let refetched = ManifestRecord { public: false, ..manifest_record(6, &layers) };
+    store.put_manifest(&repository, manifest, refetched).await.unwrap();
+    store.close().await;
+
+    let store = rig.open().await;
+    for layer in &layers {
+        assert!(store.listed(&repository, layer).await.unwrap().unwrap().confirmed, "{layer}");
+    }
+    assert!(store.is_public(&repository).await.unwrap(), "it was had without credentials once");
+}
+
+#[tokio::test]
 async fn held_lists_have_a_bound_and_the_oldest_goes() {
     let rig = Rig::new(2 * MIB);
     let store = rig.open().await;
