@@ -9,7 +9,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 use crate::config::{self, Config, FileSystemFacts, UnverifiedRanges, Upstream, UpstreamName};
-use crate::fill::Fills;
+use crate::fill::{self, Fills};
 use crate::metrics::Metrics;
 use crate::mirror::{Mirror, Names, Policy, Settings, Source, Upstreams};
 use crate::oci::RegistryName;
@@ -101,7 +101,7 @@ pub async fn start_with(config: &Config, faults: Option<Arc<dyn Faults>>) -> Res
 
     let store = open_store(config, &metrics, faults).await?;
     let cores = thread::available_parallelism().map_or(1, usize::from);
-    let fills = Fills::new(store.clone(), Pool::new("hash", cores)?, Arc::clone(&metrics));
+    let fills = Fills::new(store.clone(), Pool::new("hash", cores)?, Arc::clone(&metrics), limits_of(config));
     let settings = Settings {
         offline: config.offline,
         list_ttl: config.tags.list_ttl,
@@ -175,6 +175,11 @@ fn serve(
 ) -> Vec<JoinHandle<Drained>> {
     let one = |listener| accept::serve(listener, router.clone(), limits, Arc::clone(metrics), shutdown.clone());
     listeners.into_iter().map(one).map(|serving| tasks::spawn("accept", serving)).collect()
+}
+
+fn limits_of(config: &Config) -> fill::Limits {
+    let config::Fill { connections_per_blob, parallel_above_bytes, .. } = config.fill;
+    fill::Limits { connections_per_blob, parallel_above_bytes, ..fill::Limits::default() }
 }
 
 async fn open_store(

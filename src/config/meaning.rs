@@ -48,7 +48,13 @@ pub(super) fn mean(written: Written, mistakes: &Mistakes) -> Config {
             capacity: value_or(written.capacity, default.storage.capacity),
             min_free: value_or(written.min_free, default.storage.min_free),
         },
-        fill: Fill { unverified_ranges: value_or(written.unverified_ranges, default.fill.unverified_ranges) },
+        fill: Fill {
+            connections_per_blob: written
+                .connections_per_blob
+                .map_or(default.fill.connections_per_blob, |written| count(written.value)),
+            parallel_above_bytes: value_or(written.parallel_above, default.fill.parallel_above_bytes),
+            unverified_ranges: value_or(written.unverified_ranges, default.fill.unverified_ranges),
+        },
         tags,
         upstreams,
         log: Log {

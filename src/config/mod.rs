@@ -92,6 +92,10 @@ pub struct Storage {
 /// `[fill]`: downloads.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Fill {
+    /// How many connections share the download of a large blob.
+    pub connections_per_blob: usize,
+    /// From which size on a blob counts as large, in bytes.
+    pub parallel_above_bytes: u64,
     /// What happens to a range that ends before the tail of a blob still being downloaded.
     pub unverified_ranges: UnverifiedRanges,
 }
@@ -158,7 +162,7 @@ impl Default for Config {
             server: Server::default(),
             admin: Admin::default(),
             storage: Storage::default(),
-            fill: Fill { unverified_ranges: UnverifiedRanges::Send },
+            fill: Fill::default(),
             upstreams: builtin::upstreams(&tags),
             tags,
             log: Log { format: LogFormat::Text, level: "info".to_owned() },
@@ -210,6 +214,14 @@ impl Default for Admin {
 impl Default for Storage {
     fn default() -> Self {
         Self { path: PathBuf::from("cachalot-data"), capacity: Capacity::Default, min_free: MinFree::Percent(5) }
+    }
+}
+
+// === impl Fill ===
+
+impl Default for Fill {
+    fn default() -> Self {
+        Self { connections_per_blob: 4, parallel_above_bytes: 32 << 20, unverified_ranges: UnverifiedRanges::Send }
     }
 }
 

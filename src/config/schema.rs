@@ -74,7 +74,14 @@ pub(super) const STORAGE: Schema =
     Schema { path: "storage", keys: &[key("path", PATH), key("capacity", CAPACITY), key("min_free", CAPACITY)] };
 
 /// `[fill]`
-pub(super) const FILL: Schema = Schema { path: "fill", keys: &[key("unverified_ranges", "\"send\" or \"wait\"")] };
+pub(super) const FILL: Schema = Schema {
+    path: "fill",
+    keys: &[
+        key("connections_per_blob", COUNT),
+        key("parallel_above", "a size such as \"32MiB\""),
+        key("unverified_ranges", "\"send\" or \"wait\""),
+    ],
+};
 
 /// `[tags]`
 pub(super) const TAGS: Schema = Schema {

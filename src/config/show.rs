@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 use super::secret::REDACTED;
-use super::values::duration_text;
+use super::values::{bytes_text, duration_text};
 use super::{Capacity, Config, Credential, LogFormat, StaleIfError, Tags, UnverifiedRanges, Upstream};
 
 /// A configuration on its way to paper. Upstreams show where they are and how long tags last, else only what is unusual.
@@ -44,7 +44,9 @@ impl Display for Shown<'_> {
             UnverifiedRanges::Send => "send",
             UnverifiedRanges::Wait => "wait",
         };
-        writeln!(f, "\n[fill]\nunverified_ranges = {}", text(unverified_ranges))?;
+        writeln!(f, "\n[fill]\nconnections_per_blob = {}", fill.connections_per_blob)?;
+        writeln!(f, "parallel_above = {}", text(&bytes_text(fill.parallel_above_bytes)))?;
+        writeln!(f, "unverified_ranges = {}", text(unverified_ranges))?;
         writeln!(f, "\n[tags]\nttl = {}", text(&duration_text(tags.ttl)))?;
         writeln!(f, "stale_if_error = {}", text(&stale(tags.stale_if_error)))?;
         writeln!(f, "list_ttl = {}", text(&duration_text(tags.list_ttl)))?;

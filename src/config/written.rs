@@ -29,6 +29,8 @@ pub(super) struct Written {
     pub(super) path: Setting<PathBuf>,
     pub(super) capacity: Setting<Capacity>,
     pub(super) min_free: Setting<MinFree>,
+    pub(super) connections_per_blob: Setting<u32>,
+    pub(super) parallel_above: Setting<u64>,
     pub(super) unverified_ranges: Setting<UnverifiedRanges>,
     pub(super) tag_ttl: Setting<Duration>,
     pub(super) stale_if_error: Setting<StaleIfError>,
@@ -100,6 +102,8 @@ impl Written {
             storage.finish();
         }
         if let Some(mut fill) = root.take("fill").and_then(|entry| entry.section(schema::FILL)) {
+            written.connections_per_blob = fill.take("connections_per_blob").and_then(|entry| entry.number(1..=32));
+            written.parallel_above = fill.take("parallel_above").and_then(|entry| entry.parse(values::bytes));
             written.unverified_ranges = fill.take("unverified_ranges").and_then(|entry| entry.parse(unverified_ranges));
             fill.finish();
         }

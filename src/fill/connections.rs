@@ -89,6 +89,11 @@ impl<'a> Connections<'a> {
         Ok(self.resumes.load(Ordering::Relaxed))
     }
 
+    /// Whether the bytes came in more than one response.
+    pub(super) fn in_pieces(&self) -> bool {
+        self.ranges_proven.load(Ordering::Relaxed) || self.resumes.load(Ordering::Relaxed) > 0
+    }
+
     /// What was written. Call it when all connections have ended.
     pub(super) fn into_partial(self) -> Partial {
         self.partial.into_inner()

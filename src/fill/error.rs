@@ -19,6 +19,9 @@ pub enum FillError {
         origin: String,
         /// What was wrong.
         mismatch: Mismatch,
+        /// They came in several responses, which may have been of different content. One download in a single response
+        /// comes before upstream is blamed.
+        in_pieces: bool,
     },
     /// The store has no room for it, or can't be written to: the blob can be passed through, not kept.
     #[error("{digest} can't be kept: {reason}")]

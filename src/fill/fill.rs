@@ -14,6 +14,7 @@ use super::error::FillError;
 use super::origin::{Origin, OriginError};
 use super::progress::{Head, Progress};
 use super::reader::FillReader;
+use super::transfer::Transferred;
 
 /// What a fill is known by: downloads are shared per digest *and* upstream, so that an upstream that lies about a
 /// digest disturbs nobody else's clients (law 3).
@@ -29,6 +30,7 @@ pub struct FillKey {
 #[derive(Debug)]
 pub struct Fill {
     key: FillKey,
+    expected_bytes: Option<u64>,
     progress: Progress,
     origins: Mutex<Origins>,
     readers_served: AtomicU64,
@@ -64,9 +66,15 @@ const ORIGINS_MAX: usize = 64;
 // === impl Fill ===
 
 impl Fill {
-    pub(super) fn new(key: FillKey, origin: Arc<dyn Origin>, metrics: Arc<Metrics>) -> Self {
+    pub(super) fn new(
+        key: FillKey,
+        expected_bytes: Option<u64>,
+        origin: Arc<dyn Origin>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
         Self {
             key,
+            expected_bytes,
             progress: Progress::new(),
             origins: Mutex::new(Origins { all: vec![OriginEntry { origin, failed: None }], next: 0 }),
             readers_served: AtomicU64::new(0),
@@ -78,6 +86,11 @@ impl Fill {
     /// What is being filled.
     pub fn key(&self) -> &FillKey {
         &self.key
+    }
+
+    /// How large a manifest says that it is: a hint for how to ask, and nothing more.
+    pub(super) fn expected_bytes(&self) -> Option<u64> {
+        self.expected_bytes
     }
 
     /// Waits until the first byte can be given out; a small blob is verified by then.
@@ -143,15 +156,21 @@ impl Fill {
     }
 
     /// The one log line of a fill.
-    pub(super) fn log_end(&self, result: Result<u64, &FillError>) {
+    pub(super) fn log_end(&self, result: Result<Transferred, &FillError>) {
         let registry = self.key.registry.as_str();
         let digest = self.key.digest.to_string();
         let readers = self.readers_served.load(Ordering::Relaxed);
         let duration_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
         match result {
-            Ok(size_bytes) => {
-                tracing::info!(registry, digest, size_bytes, duration_ms, readers, "filled {digest} from {registry}");
-            }
+            Ok(Transferred { size_bytes, resumes }) => tracing::info!(
+                registry,
+                digest,
+                size_bytes,
+                duration_ms,
+                readers,
+                resumes,
+                "filled {digest} from {registry}"
+            ),
             Err(error) => {
                 tracing::warn!(registry, digest, duration_ms, readers, %error, "fill of {digest} from {registry} failed: {error}");
             }
@@ -175,7 +194,7 @@ mod tests {
             self.0.to_owned()
         }
 
-        fn fetch(&self, _from: u64) -> BoxFuture<'_, Result<OriginBody, OriginError>> {
+        fn fetch(&self, _range: Option<ByteRange>) -> BoxFuture<'_, Result<OriginBody, OriginError>> {
             std::future::pending().boxed()
         }
     }
@@ -183,7 +202,7 @@ mod tests {
     #[test]
     fn a_hundred_clients_of_one_repository_are_one_origin() {
         let key = FillKey { registry: "docker.io".parse().unwrap(), digest: Digest::sha256(b"") };
-        let fill = Fill::new(key, Arc::new(Named("a")), Arc::new(Metrics::new()));
+        let fill = Fill::new(key, None, Arc::new(Named("a")), Arc::new(Metrics::new()));
         for _ in 0..100 {
             assert_eq!(fill.add_origin(Arc::new(Named("a"))), Some(OriginId::LEADER));
         }

@@ -30,4 +30,4 @@ pub use passthrough::{PassThrough, pass_through};
 pub use progress::{Head, TAIL_BYTES};
 pub use reader::FillReader;
 pub use table::{Fills, Opened};
-pub use transfer::SMALL_BYTES;
+pub use transfer::{Limits, SMALL_BYTES};

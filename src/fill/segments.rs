@@ -56,6 +56,7 @@ impl Segments {
     }
 
     /// Whether all bytes are present.
+    #[cfg(test)]
     pub(super) fn is_complete(&self) -> bool {
         self.frontier() >= self.size_bytes
     }

@@ -15,7 +15,7 @@ use crate::tasks::{self, Pool};
 use super::error::FillError;
 use super::fill::{Fill, FillKey, OriginId};
 use super::origin::Origin;
-use super::transfer::Tools;
+use super::transfer::{Limits, Tools};
 
 /// How long wrong content is remembered. In that time a client that resumes gets an error before headers, and so moves
 /// on to its next host, instead of another short body.
@@ -58,10 +58,10 @@ pub enum Opened {
 // === impl Fills ===
 
 impl Fills {
-    /// No fills yet. They write to `store` and hash on `hashing`.
-    pub fn new(store: Store, hashing: Pool, metrics: Arc<Metrics>) -> Self {
+    /// No fills yet. They write to `store`, hash on `hashing`, and use upstream within `limits`.
+    pub fn new(store: Store, hashing: Pool, metrics: Arc<Metrics>, limits: Limits) -> Self {
         Self(Arc::new(Inner {
-            tools: Tools { store, hashing, metrics },
+            tools: Tools::new(store, hashing, metrics, limits),
             table: Mutex::new(HashMap::new()),
             mismatches: moka::sync::Cache::builder().max_capacity(MISMATCHES_MAX).time_to_live(MISMATCH_MEMORY).build(),
             in_flight: watch::Sender::new(0),
@@ -74,11 +74,12 @@ impl Fills {
         self.0.table.lock().get(key).cloned()
     }
 
-    /// Joins the fill of `key`, or starts one from `origin`. The caller has proven its right to join.
+    /// Joins the fill of `key`, or starts one from `origin`. The caller has proven its right to join. `expected_bytes` is
+    /// what a manifest says of the blob's size: it decides how upstream is asked, and nothing more.
     ///
     /// A commit enters the store's index *before* its fill leaves the table, so looking into the index under the
     /// table's lock can't miss both.
-    pub fn open(&self, key: FillKey, origin: Arc<dyn Origin>) -> Opened {
+    pub fn open(&self, key: FillKey, expected_bytes: Option<u64>, origin: Arc<dyn Origin>) -> Opened {
         if let Some(error) = self.0.mismatches.get(&key) {
             return Opened::Mismatched(error);
         }
@@ -92,7 +93,7 @@ impl Fills {
         if self.0.tools.store.size_of(&key.digest).is_some() {
             return Opened::Held;
         }
-        let fill = Arc::new(Fill::new(key.clone(), origin, Arc::clone(&self.0.tools.metrics)));
+        let fill = Arc::new(Fill::new(key.clone(), expected_bytes, origin, Arc::clone(&self.0.tools.metrics)));
         table.insert(key, Arc::clone(&fill));
         let guard = TableEntry::new(Arc::clone(&self.0), Arc::clone(&fill));
         drop(table);
@@ -150,10 +151,10 @@ impl TableEntry {
             () = self.inner.stop.cancelled() => Err(stopped),
         };
         match result {
-            Ok(size_bytes) => self.fill.log_end(Ok(size_bytes)),
+            Ok(transferred) => self.fill.log_end(Ok(transferred)),
             Err(error) => {
                 self.fill.log_end(Err(&error));
-                if matches!(error, FillError::Mismatch { .. }) {
+                if matches!(error, FillError::Mismatch { in_pieces: false, .. }) {
                     self.inner.mismatches.insert(self.fill.key().clone(), error.clone());
                 }
                 self.fill.progress().fail(error);

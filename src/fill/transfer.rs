@@ -1,6 +1,7 @@
 //! The task that brings a blob's bytes: from an origin, through the verifier, into the store.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::future;
@@ -24,7 +25,13 @@ use super::segments::Segments;
 pub const SMALL_BYTES: u64 = 1024 * 1024;
 
 /// What one upstream request fetches of a large blob.
-pub const SEGMENT_BYTES: u64 = 8 * 1024 * 1024;
+const SEGMENT_BYTES: u64 = 8 * 1024 * 1024;
+
+/// How long an upstream that answered a range with something else is asked for whole blobs only.
+const WITHOUT_RANGES_FOR: Duration = Duration::from_mins(10);
+
+/// How many such upstreams are remembered.
+const WITHOUT_RANGES_MAX: u64 = 1000;
 
 /// How downloads use upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,6 +85,20 @@ impl Default for Limits {
 // === impl Tools ===
 
 impl Tools {
+    pub(super) fn new(store: Store, hashing: Pool, metrics: Arc<Metrics>, limits: Limits) -> Self {
+        Self {
+            store,
+            hashing,
+            metrics,
+            limits,
+            extra_connections: Semaphore::new(limits.extra_connections_max),
+            without_ranges: moka::sync::Cache::builder()
+                .max_capacity(WITHOUT_RANGES_MAX)
+                .time_to_live(WITHOUT_RANGES_FOR)
+                .build(),
+        }
+    }
+
     /// Tries the fill's origins in turn until one begins to give the blob; the progress says how it went.
     pub(super) async fn run(&self, fill: &Fill) -> Result<Transferred, FillError> {
         let mut last_error = None;
@@ -164,7 +185,7 @@ impl Tools {
                 verifier.finish()
             })
             .await
-            .map_err(|mismatch| self.mismatch(origin, mismatch))?;
+            .map_err(|mismatch| self.mismatch(origin, mismatch, false))?;
         let size_bytes = verified.size_bytes();
         fill.progress().verified_in_memory(bytes.clone());
         if let Err(error) = self.store.put_blob(verified, bytes).await {
@@ -196,7 +217,8 @@ impl Tools {
         };
         let (resumes, verifier) = future::try_join(connections.run(body), hash).await?;
         drop(file);
-        self.finish(fill, &label, connections.into_partial(), verifier).await?;
+        let in_pieces = connections.in_pieces();
+        self.finish(fill, &label, connections.into_partial(), verifier, in_pieces).await?;
         Ok(Transferred { size_bytes, resumes })
     }
 
@@ -236,7 +258,7 @@ impl Tools {
                 None => break,
             }
         }
-        self.finish(fill, origin, partial, verifier).await?;
+        self.finish(fill, origin, partial, verifier, false).await?;
         Ok(written)
     }
 
@@ -250,8 +272,20 @@ impl Tools {
 
     /// Gives all of a blob to its readers once its digest is right, and commits it. A failure to commit costs the next
     /// client a download, this one's readers nothing: they have the file open.
-    async fn finish(&self, fill: &Fill, origin: &str, partial: Partial, verifier: Verifier) -> Result<(), FillError> {
-        let verified = verifier.finish().map_err(|mismatch| self.mismatch(origin, mismatch))?;
+    async fn finish(
+        &self,
+        fill: &Fill,
+        origin: &str,
+        partial: Partial,
+        verifier: Verifier,
+        in_pieces: bool,
+    ) -> Result<(), FillError> {
+        let verified = verifier.finish().map_err(|mismatch| {
+            if in_pieces {
+                self.without_ranges.insert(fill.key().registry.clone(), ());
+            }
+            self.mismatch(origin, mismatch, in_pieces)
+        })?;
         let digest = verified.digest();
         fill.progress().verified_in_file(verified.size_bytes());
         if let Err(error) = partial.commit(verified).await {
@@ -265,9 +299,9 @@ impl Tools {
         FillError::NotStorable { digest: fill.key().digest, reason: error.to_string().into() }
     }
 
-    fn mismatch(&self, origin: &str, mismatch: Mismatch) -> FillError {
+    fn mismatch(&self, origin: &str, mismatch: Mismatch, in_pieces: bool) -> FillError {
         self.metrics.verify_failures.get_or_create(&WhereLabels { r#where: "upstream" }).inc();
-        FillError::Mismatch { origin: origin.to_owned(), mismatch }
+        FillError::Mismatch { origin: origin.to_owned(), mismatch, in_pieces }
     }
 }
 

@@ -83,14 +83,11 @@ impl Mirror {
     /// A blob of a repository. With `need_size`, waits until its size is known, as a range must.
     pub async fn blob(&self, target: &Target, digest: &Digest, need_size: bool) -> Result<BlobAnswer, MirrorError> {
         self.check_readable(target, Probe::Blob(digest)).await?;
-        let mut proven = matches!(self.link(target, digest).await, Link::Proven { .. });
-        self.refuse_manifest(target, digest, proven).await?;
+        let mut link = self.link(target, digest).await;
+        self.refuse_manifest(target, digest, link.is_proven()).await?;
         for _ in 0..ATTEMPTS {
             if self.0.store.size_of(digest).is_some() {
-                if !proven {
-                    self.confirm(target, digest).await?;
-                    proven = true;
-                }
+                self.prove(target, digest, &mut link).await?;
                 match self.0.store.open_blob(digest).await {
                     Ok(Some(blob)) => return Ok(self.answer(Some(blob.size_bytes), Content::Held(blob))),
                     // It was gone or damaged; the store has forgotten it, so it's fetched again.
@@ -101,7 +98,7 @@ impl Mirror {
                     }
                 }
             }
-            if let Some(answer) = self.fill(target, digest, &mut proven, need_size).await? {
+            if let Some(answer) = self.fill(target, digest, &mut link, need_size).await? {
                 return Ok(answer);
             }
         }
@@ -112,7 +109,7 @@ impl Mirror {
     pub async fn blob_size(&self, target: &Target, digest: &Digest) -> Result<(u64, Outcome), MirrorError> {
         self.check_readable(target, Probe::Blob(digest)).await?;
         let link = self.link(target, digest).await;
-        self.refuse_manifest(target, digest, matches!(link, Link::Proven { .. })).await?;
+        self.refuse_manifest(target, digest, link.is_proven()).await?;
         if let Some(size_bytes) = self.0.store.size_of(digest) {
             if link == Link::Unknown {
                 self.confirm(target, digest).await?;
@@ -138,6 +135,15 @@ impl Mirror {
         }
     }
 
+    /// Makes sure that a blob may be read through this repository, if that is not known yet.
+    async fn prove(&self, target: &Target, digest: &Digest, link: &mut Link) -> Result<(), MirrorError> {
+        if !link.is_proven() {
+            self.confirm(target, digest).await?;
+            *link = Link::Proven { size_bytes: None };
+        }
+        Ok(())
+    }
+
     fn answer(&self, size_bytes: Option<u64>, content: Content) -> BlobAnswer {
         BlobAnswer { size_bytes, content, wait_for_verified: self.0.settings.ranges_wait_for_verified }
     }
@@ -147,26 +153,28 @@ impl Mirror {
         &self,
         target: &Target,
         digest: &Digest,
-        proven: &mut bool,
+        link: &mut Link,
         need_size: bool,
     ) -> Result<Option<BlobAnswer>, MirrorError> {
         self.refuse_cold_blob(target, digest)?;
         let key = FillKey { registry: target.repository.registry.clone(), digest: *digest };
         // A joiner proves its own right first; the one who starts a fill proves it by what upstream answers.
-        if !*proven && self.0.fills.get(&key).is_some() {
-            self.confirm(target, digest).await?;
-            *proven = true;
+        if self.0.fills.get(&key).is_some() {
+            self.prove(target, digest, link).await?;
         }
-        let (fill, origin, joined) = match self.0.fills.open(key, Arc::new(origin(target, digest))) {
+        let expected_bytes = match link {
+            Link::Proven { size_bytes } => *size_bytes,
+            Link::Unknown => None,
+        };
+        let (fill, origin, joined) = match self.0.fills.open(key, expected_bytes, Arc::new(origin(target, digest))) {
             Opened::Held => return Ok(None),
             Opened::Mismatched(error) => return Err(error.into()),
             Opened::Filling { fill, origin, joined } => (fill, origin, joined),
         };
-        if joined && !*proven {
-            self.confirm(target, digest).await?;
-            *proven = true;
+        if joined {
+            self.prove(target, digest, link).await?;
         }
-        self.follow(target, &fill, origin, joined, *proven, need_size).await
+        self.follow(target, &fill, origin, joined, link.is_proven(), need_size).await
     }
 
     /// Waits for a fill's head. `None` when the fill ended before our origin's turn came, on what others' repositories

@@ -130,7 +130,7 @@ impl From<OriginError> for MirrorError {
             OriginErrorKind::Refused { anonymous: false } => MirrorErrorKind::Denied,
             OriginErrorKind::RateLimited { retry_after } => MirrorErrorKind::RateLimited { retry_after },
             OriginErrorKind::Unavailable | OriginErrorKind::Broken => MirrorErrorKind::Unavailable,
-            OriginErrorKind::Timeout => MirrorErrorKind::Timeout,
+            OriginErrorKind::Timeout | OriginErrorKind::Busy => MirrorErrorKind::Timeout,
             OriginErrorKind::Unusable => MirrorErrorKind::Unusable,
         };
         Self { kind, message: error.message }

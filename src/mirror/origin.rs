@@ -6,8 +6,9 @@ use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt};
 
 use crate::fill::{Origin, OriginBody, OriginError, OriginErrorKind};
+use crate::oci::range::ByteRange;
 use crate::oci::{Digest, Repository};
-use crate::upstream::{Upstream, UpstreamError, UpstreamErrorKind};
+use crate::upstream::{BlobRange, Phase, Upstream, UpstreamError, UpstreamErrorKind};
 
 /// A blob in an upstream's repository, opened with the credential that is configured for it.
 #[derive(Debug)]
@@ -22,12 +23,13 @@ impl Origin for UpstreamOrigin {
         self.repository.to_string()
     }
 
-    fn fetch(&self, from: u64) -> BoxFuture<'_, Result<OriginBody, OriginError>> {
+    fn fetch(&self, range: Option<ByteRange>) -> BoxFuture<'_, Result<OriginBody, OriginError>> {
         async move {
-            let range = (from > 0).then_some(crate::upstream::BlobRange { first: from, last: None });
+            let range = range.map(|range| BlobRange { first: range.first, last: Some(range.last) });
             let stream = self.client.get_blob(&self.repository, &self.digest, range).await?;
             Ok(OriginBody {
                 offset: stream.offset,
+                end: stream.length.map(|length| stream.offset + length),
                 total_bytes: stream.total_bytes,
                 body: stream.body.map(|chunk| chunk.map_err(OriginError::from)).boxed(),
             })
@@ -47,6 +49,7 @@ impl From<UpstreamError> for OriginError {
             UpstreamErrorKind::Status(_) | UpstreamErrorKind::Connect | UpstreamErrorKind::Tls => {
                 OriginErrorKind::Unavailable
             }
+            UpstreamErrorKind::Timeout(Phase::Queue) => OriginErrorKind::Busy,
             UpstreamErrorKind::Timeout(_) => OriginErrorKind::Timeout,
             UpstreamErrorKind::Broken => OriginErrorKind::Broken,
             UpstreamErrorKind::Protocol(_) | UpstreamErrorKind::RedirectRefused => OriginErrorKind::Unusable,

@@ -58,6 +58,14 @@ pub(super) enum Link {
     Unknown,
 }
 
+// === impl Link ===
+
+impl Link {
+    pub(super) const fn is_proven(self) -> bool {
+        matches!(self, Self::Proven { .. })
+    }
+}
+
 // === impl Rights ===
 
 impl Rights {

@@ -82,6 +82,11 @@ impl OpenFile {
         })
     }
 
+    /// Fills `buffer` from `offset` on, on this very thread: for the threads of a pool.
+    pub fn read_now(&self, offset: u64, buffer: &mut [u8]) -> Result<(), StoreError> {
+        self.io.disk.read_into(self.file()?, &self.path, offset, buffer)
+    }
+
     pub(super) fn write_at(&self, offset: u64, chunks: &[Bytes]) -> Result<(), StoreError> {
         self.io.disk.write_at(self.file()?, &self.path, offset, chunks)
     }

@@ -275,6 +275,11 @@ impl Disk {
         })
     }
 
+    /// Fills `buffer` from `offset` on.
+    pub(super) fn read_into(&self, file: &File, path: &Path, offset: u64, buffer: &mut [u8]) -> Result<(), StoreError> {
+        self.run(Op::Read, path, || file.read_exact_at(buffer, offset))
+    }
+
     /// Reads a whole file of at most `limit` bytes; `None` if it isn't there.
     pub(super) fn read(&self, path: &Path, limit: u64) -> Result<Option<Vec<u8>>, StoreError> {
         let Some(mut file) = self.open(path)? else { return Ok(None) };

@@ -1,5 +1,7 @@
 //! Fills against scripted origins and a real store: who gets what, and what is left behind.
 
+mod segments;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -47,6 +49,14 @@ struct Rig {
 
 const MIB: usize = 1024 * 1024;
 
+/// Small enough for tests: 3 MiB are a large blob.
+const LIMITS: Limits = Limits {
+    connections_per_blob: 4,
+    parallel_above_bytes: 3 * MIB as u64,
+    segment_bytes: 256 * 1024,
+    extra_connections_max: 16,
+};
+
 // === impl Scripted ===
 
 impl Scripted {
@@ -70,7 +80,7 @@ impl Origin for Scripted {
         self.name.to_owned()
     }
 
-    fn fetch(&self, _from: u64) -> BoxFuture<'_, Result<OriginBody, OriginError>> {
+    fn fetch(&self, _range: Option<ByteRange>) -> BoxFuture<'_, Result<OriginBody, OriginError>> {
         self.asked.fetch_add(1, Ordering::SeqCst);
         let act = self.acts.lock().pop_front().expect("asked more often than the test says");
         let gate = Arc::clone(&self.gate);
@@ -89,14 +99,14 @@ impl Origin for Scripted {
             };
             match act {
                 Act::Send(chunks, total_bytes) => {
-                    Ok(OriginBody { offset: 0, total_bytes, body: body(chunks, None, None) })
+                    Ok(OriginBody { offset: 0, end: total_bytes, total_bytes, body: body(chunks, None, None) })
                 }
                 Act::Gated(chunks, total_bytes, at) => {
-                    Ok(OriginBody { offset: 0, total_bytes, body: body(chunks, None, Some(at)) })
+                    Ok(OriginBody { offset: 0, end: total_bytes, total_bytes, body: body(chunks, None, Some(at)) })
                 }
                 Act::Break(chunks, total_bytes) => {
                     let body = body(chunks, Some(OriginErrorKind::Broken), None);
-                    Ok(OriginBody { offset: 0, total_bytes, body })
+                    Ok(OriginBody { offset: 0, end: total_bytes, total_bytes, body })
                 }
                 Act::Refuse(kind) => Err(failure(kind)),
                 Act::Panic => panic!("as planned"),
@@ -122,12 +132,12 @@ impl Rig {
         };
         let metrics = Arc::new(Metrics::new());
         let store = Store::open(options, Arc::clone(&metrics)).await.unwrap();
-        let fills = Fills::new(store.clone(), Pool::new("hash", 1).unwrap(), metrics);
+        let fills = Fills::new(store.clone(), Pool::new("hash", 1).unwrap(), metrics, LIMITS);
         Self { _folder: folder, store, fills }
     }
 
     fn open(&self, digest: Digest, origin: &Arc<Scripted>) -> (Arc<Fill>, Option<OriginId>, bool) {
-        match self.fills.open(key(digest), Arc::clone(origin) as Arc<dyn Origin>) {
+        match self.fills.open(key(digest), None, Arc::clone(origin) as Arc<dyn Origin>) {
             Opened::Filling { fill, origin, joined } => (fill, origin, joined),
             other => panic!("{other:?}"),
         }
@@ -183,7 +193,7 @@ async fn small_and_large_blobs_of_known_and_unknown_length_arrive_whole_and_are_
         assert_eq!(fill.size().await.unwrap(), bytes.len() as u64);
         rig.fills.idle().await;
         assert_eq!(rig.store.size_of(&digest), Some(bytes.len() as u64));
-        assert!(matches!(rig.fills.open(key(digest), origin), Opened::Held));
+        assert!(matches!(rig.fills.open(key(digest), None, origin), Opened::Held));
     }
     rig.assert_at_rest().await;
 }
@@ -253,11 +263,11 @@ async fn a_mismatch_is_remembered_and_a_break_is_not() {
     assert!(matches!(&error, FillError::Mismatch { origin, .. } if origin == "liar"), "{error}");
     rig.fills.idle().await;
     let honest = Scripted::new("honest", Act::Send(chunks, Some(bytes.len() as u64)));
-    let again = rig.fills.open(key(digest), Arc::clone(&honest) as Arc<dyn Origin>);
+    let again = rig.fills.open(key(digest), None, Arc::clone(&honest) as Arc<dyn Origin>);
     assert!(matches!(again, Opened::Mismatched(_)), "a resume gets an error before headers");
     // Another upstream has told no lie.
     let elsewhere = FillKey { registry: "quay.io".parse().unwrap(), digest };
-    let Opened::Filling { fill, .. } = rig.fills.open(elsewhere, honest) else { panic!() };
+    let Opened::Filling { fill, .. } = rig.fills.open(elsewhere, None, honest) else { panic!() };
     assert_eq!(fill.size().await.unwrap(), 1000);
     rig.assert_at_rest().await;
 }

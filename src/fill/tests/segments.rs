@@ -1,0 +1,250 @@
+//! Large blobs in segments: several connections, resumed bodies, and upstreams that know no ranges or lie about them.
+
+use std::ops::Range;
+use std::sync::atomic::AtomicBool;
+
+use super::*;
+
+/// A registry that has one blob and answers ranges of it, unless it's told otherwise.
+struct Server {
+    bytes: Bytes,
+    /// Every body breaks off after so many bytes.
+    cut_after: Option<usize>,
+    /// Ranges are answered with the whole blob.
+    ignores_ranges: bool,
+    /// This byte is wrong in every answer to a range.
+    corrupt_at: Option<usize>,
+    /// Answers to ranges after the first say that the blob is larger.
+    wrong_total: bool,
+    /// Bodies that hold this byte wait for the gate before they send anything.
+    gated: Option<usize>,
+    gate: Notify,
+    refuses: AtomicBool,
+    asked: Mutex<Vec<Option<Range<usize>>>>,
+}
+
+// === impl Server ===
+
+impl Server {
+    fn of(bytes: &Bytes) -> Self {
+        Self {
+            bytes: bytes.clone(),
+            cut_after: None,
+            ignores_ranges: false,
+            corrupt_at: None,
+            wrong_total: false,
+            gated: None,
+            gate: Notify::new(),
+            refuses: AtomicBool::new(false),
+            asked: Mutex::default(),
+        }
+    }
+
+    fn answer(&self, range: Option<ByteRange>) -> Result<OriginBody, OriginError> {
+        let to_usize = |at| usize::try_from(at).unwrap();
+        let range = range.map(|range| to_usize(range.first)..to_usize(range.last + 1).min(self.bytes.len()));
+        let first = self.asked.lock().is_empty();
+        self.asked.lock().push(range.clone());
+        if self.refuses.load(Ordering::SeqCst) {
+            return Err(failure(OriginErrorKind::NotFound));
+        }
+        let ranged = range.is_some() && !self.ignores_ranges;
+        let part = if ranged { range.unwrap_or_default() } else { 0..self.bytes.len() };
+        let mut body = self.bytes[part.clone()].to_vec();
+        if let Some(at) = self.corrupt_at.filter(|at| ranged && part.contains(at)) {
+            body[at - part.start] ^= 1;
+        }
+        let cut = self.cut_after.is_some_and(|cut| cut < body.len());
+        body.truncate(self.cut_after.unwrap_or(usize::MAX));
+        let chunks: Vec<_> = body.chunks(30_000).map(|chunk| Ok(Bytes::copy_from_slice(chunk))).collect();
+        let broken = cut.then(|| Err(failure(OriginErrorKind::Broken)));
+        Ok(OriginBody {
+            offset: part.start as u64,
+            end: Some(part.end as u64),
+            total_bytes: Some(self.bytes.len() as u64 + u64::from(self.wrong_total && !first)),
+            body: stream::iter(chunks.into_iter().chain(broken)).boxed(),
+        })
+    }
+
+    /// How many bytes of the blob were asked for.
+    fn asked_bytes(&self) -> usize {
+        self.asked.lock().iter().map(|range| range.as_ref().map_or(self.bytes.len(), Range::len)).sum()
+    }
+}
+
+impl std::fmt::Debug for Server {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Server")
+    }
+}
+
+impl Origin for Server {
+    fn label(&self) -> String {
+        "server".to_owned()
+    }
+
+    fn fetch(&self, range: Option<ByteRange>) -> BoxFuture<'_, Result<OriginBody, OriginError>> {
+        async move {
+            let answer = self.answer(range)?;
+            let held_back =
+                self.gated.is_some_and(|at| (answer.offset..answer.end.unwrap_or(0)).contains(&(at as u64)));
+            if held_back {
+                self.gate.notified().await;
+            }
+            Ok(answer)
+        }
+        .boxed()
+    }
+}
+
+fn start(rig: &Rig, digest: Digest, size: usize, server: &Arc<Server>) -> Arc<Fill> {
+    match rig.fills.open(key(digest), Some(size as u64), Arc::clone(server) as Arc<dyn Origin>) {
+        Opened::Filling { fill, .. } => fill,
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn read_all(fill: &Arc<Fill>) -> (Vec<u8>, Option<Cut>) {
+    read(fill.reader(None, false).pieces()).await
+}
+
+/// Not a multiple of anything.
+const LARGE: usize = 5 * MIB + 12_345;
+
+#[tokio::test]
+async fn a_large_blob_comes_in_segments_each_asked_for_once() {
+    let rig = Rig::new(64 * MIB as u64).await;
+    let (bytes, digest, _) = content(LARGE, LARGE);
+    let server = Arc::new(Server::of(&bytes));
+    let fill = start(&rig, digest, LARGE, &server);
+    let (got, cut) = read_all(&fill).await;
+    assert!(cut.is_none() && got == bytes, "{cut:?}");
+    let segment = usize::try_from(LIMITS.segment_bytes).unwrap();
+    assert_eq!(server.asked.lock()[0], Some(0..segment), "the first request proves ranges");
+    assert_eq!((server.asked_bytes(), server.asked.lock().len()), (LARGE, LARGE.div_ceil(segment)));
+    drop(fill);
+    rig.assert_at_rest().await;
+    assert!(rig.store.size_of(&digest).is_some());
+}
+
+#[tokio::test]
+async fn a_blob_that_is_not_known_to_be_large_is_asked_for_whole() {
+    let rig = Rig::new(64 * MIB as u64).await;
+    let (bytes, digest, _) = content(LARGE, LARGE);
+    let server = Arc::new(Server::of(&bytes));
+    let fill = start(&rig, digest, 2 * MIB, &server);
+    assert!(read_all(&fill).await.0 == bytes);
+    assert_eq!(*server.asked.lock(), [None]);
+    drop(fill);
+    rig.assert_at_rest().await;
+}
+
+#[tokio::test]
+async fn an_upstream_that_breaks_off_again_and_again_gives_the_blob_all_the_same_and_nothing_twice() {
+    for expected in [LARGE, 0] {
+        let rig = Rig::new(64 * MIB as u64).await;
+        let (bytes, digest, _) = content(LARGE, LARGE);
+        // More than what is forgiven comes each time where it's one stream; segments are cut once each.
+        let cut_after = if expected == 0 { Some(3 * MIB / 2) } else { Some(200_000) };
+        let server = Arc::new(Server { cut_after, ..Server::of(&bytes) });
+        let fill = start(&rig, digest, expected, &server);
+        let (got, cut) = read_all(&fill).await;
+        assert!(cut.is_none() && got == bytes, "{cut:?} after {}", got.len());
+        drop(fill);
+        rig.assert_at_rest().await;
+        assert!(rig.store.size_of(&digest).is_some());
+    }
+}
+
+#[tokio::test]
+async fn an_upstream_that_knows_no_ranges_is_read_as_one_stream_and_not_asked_for_ranges_again() {
+    let rig = Rig::new(64 * MIB as u64).await;
+    let (bytes, digest, _) = content(LARGE, LARGE);
+    let server = Arc::new(Server { ignores_ranges: true, ..Server::of(&bytes) });
+    let fill = start(&rig, digest, LARGE, &server);
+    assert!(read_all(&fill).await.0 == bytes);
+    assert_eq!(server.asked.lock().len(), 1, "what it sent was the blob");
+    drop(fill);
+    rig.assert_at_rest().await;
+
+    let (other, digest, _) = content(LARGE + 1, LARGE);
+    let server = Arc::new(Server { ignores_ranges: true, cut_after: Some(4 * MIB), ..Server::of(&other) });
+    let fill = start(&rig, digest, LARGE, &server);
+    let (got, cut) = read_all(&fill).await;
+    // It breaks off at the same byte each time, so it never ends; what came before is right.
+    assert!(cut.is_some() && other.starts_with(&got));
+    drop(fill);
+    rig.assert_at_rest().await;
+    assert_eq!(rig.store.size_of(&digest), None);
+}
+
+#[tokio::test]
+async fn a_whole_blob_in_answer_to_a_range_is_skipped_through() {
+    let rig = Rig::new(64 * MIB as u64).await;
+    let (bytes, digest, chunks) = content(2 * MIB, 100_000);
+    let total = Some(bytes.len() as u64);
+    let origin = Scripted::new("origin", Act::Break(chunks[..7].to_vec(), total));
+    origin.acts.lock().push_back(Act::Send(chunks, total));
+    let (fill, ..) = rig.open(digest, &origin);
+    let (got, cut) = read(fill.reader(None, false).pieces()).await;
+    assert!(cut.is_none() && got == bytes, "{cut:?}");
+    assert_eq!(origin.asked.load(Ordering::SeqCst), 2);
+    drop(fill);
+    rig.assert_at_rest().await;
+    assert!(rig.store.size_of(&digest).is_some());
+}
+
+#[tokio::test]
+async fn a_segment_of_another_blob_or_with_a_wrong_byte_is_never_committed() {
+    for (corrupt_at, wrong_total) in [(Some(MIB + 7), false), (None, true)] {
+        let rig = Rig::new(64 * MIB as u64).await;
+        let (bytes, digest, _) = content(LARGE, LARGE);
+        let server = Arc::new(Server { corrupt_at, wrong_total, ..Server::of(&bytes) });
+        let fill = start(&rig, digest, LARGE, &server);
+        let (got, cut) = read_all(&fill).await;
+        assert!(cut.is_some() && got.len() < LARGE);
+        drop(fill);
+        rig.assert_at_rest().await;
+        assert_eq!(rig.store.size_of(&digest), None);
+        // Pieces may have been of different content: one download in a single response comes before the blame.
+        let fill = start(&rig, digest, LARGE, &server);
+        assert_eq!(read_all(&fill).await.0, bytes, "{corrupt_at:?}");
+        assert_eq!(server.asked.lock().last(), Some(&None));
+        drop(fill);
+        rig.assert_at_rest().await;
+    }
+}
+
+#[tokio::test]
+async fn what_a_reader_waits_for_comes_before_what_lies_ahead() {
+    let rig = Rig::new(64 * MIB as u64).await;
+    let (bytes, digest, _) = content(LARGE, LARGE);
+    // Nothing behind the first segments arrives before the far range is there.
+    let server = Arc::new(Server { gated: Some(300_000), ..Server::of(&bytes) });
+    let fill = start(&rig, digest, LARGE, &server);
+    let far = ByteRange { first: 4 * MIB as u64, last: 4 * MIB as u64 + 99 };
+    let (got, cut) = read(fill.reader(Some(far), false).pieces()).await;
+    assert!(cut.is_none() && got == bytes[4 * MIB..4 * MIB + 100]);
+    server.gate.notify_one();
+    assert!(read_all(&fill).await.0 == bytes);
+    assert_eq!(server.asked_bytes(), LARGE);
+    drop(fill);
+    rig.assert_at_rest().await;
+}
+
+#[tokio::test]
+async fn another_origin_takes_over_where_the_first_one_lost_the_blob() {
+    let rig = Rig::new(64 * MIB as u64).await;
+    let (bytes, digest, chunks) = content(2 * MIB, 100_000);
+    let total = Some(bytes.len() as u64);
+    let first = Scripted::new("first", Act::Break(chunks[..7].to_vec(), total));
+    first.acts.lock().push_back(Act::Refuse(OriginErrorKind::NotFound));
+    let (fill, ..) = rig.open(digest, &first);
+    let second = Arc::new(Server::of(&bytes));
+    assert!(Arc::ptr_eq(&start(&rig, digest, 0, &second), &fill));
+    let (got, cut) = read_all(&fill).await;
+    assert!(cut.is_none() && got == bytes, "{cut:?}");
+    assert_eq!(second.asked.lock().len(), (2 * MIB - 700_000).div_ceil(256 * 1024) + 1, "only what was missing");
+    drop(fill);
+    rig.assert_at_rest().await;
+}
