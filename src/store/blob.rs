@@ -218,7 +218,7 @@ impl Store {
             reservation.commit(digest, size_bytes, stamp, None);
             Ok(())
         };
-        self.shared.io.pool.run(put).await?;
+        self.shared.io.run_to_end(put).await?;
         if size_bytes <= READ_BYTES_MAX {
             self.shared.memory.insert(digest, bytes).await;
         }

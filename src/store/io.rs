@@ -18,7 +18,7 @@ pub(super) struct Io {
     pub(super) open_files: AtomicUsize,
 }
 
-/// Work that nobody waits for, but that [`Io::settled`] counts until this is dropped.
+/// Work that nobody may be waiting for, but that [`Io::settled`] counts until this is dropped.
 #[derive(Debug)]
 pub(super) struct Deferred(Arc<watch::Sender<usize>>);
 
@@ -45,6 +45,17 @@ impl Io {
         Deferred(self.deferred.clone())
     }
 
+    /// Runs a job that changes what is on disk, and waits for it. Once begun it runs to its end even when the caller goes
+    /// away, and [`Io::settled`] waits for it then.
+    pub(super) async fn run_to_end<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> T {
+        let deferred = self.defer();
+        let counted = move || {
+            let _deferred = deferred;
+            job()
+        };
+        self.pool.run(counted).await
+    }
+
     /// Runs `job` some time, without anybody waiting for it: for destructors.
     pub(super) fn run_deferred(&self, job: impl FnOnce() + Send + 'static) {
         let deferred = self.defer();
@@ -55,7 +66,7 @@ impl Io {
         });
     }
 
-    /// Waits until nothing deferred is left.
+    /// Waits until nothing deferred is left, and no change is under way.
     pub(super) async fn settled(&self) {
         // The sender lives as long as `self`, so this can't fail.
         let _ = self.deferred.subscribe().wait_for(|count| *count == 0).await;
@@ -81,5 +92,31 @@ impl Stripes {
         use std::hash::BuildHasher as _;
         let at = usize::try_from(self.hasher.hash_one(key) % STRIPES as u64).unwrap_or_default();
         self.locks[at].clone().lock_owned().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::mpsc;
+
+    use futures_util::FutureExt;
+
+    use super::*;
+    use crate::metrics::Metrics;
+
+    #[tokio::test]
+    async fn a_change_whose_caller_left_is_waited_for() {
+        let disk = Disk::new(None, Arc::new(Metrics::new()));
+        let io = Io::new(disk, Pool::new("test", 1).unwrap());
+        let (open, gate) = mpsc::channel::<()>();
+        io.pool.run_detached(move || gate.recv().unwrap());
+        let changed = Arc::new(AtomicBool::new(false));
+        let seen = changed.clone();
+        assert!(io.run_to_end(move || seen.store(true, Ordering::SeqCst)).now_or_never().is_none());
+        assert!(io.settled().now_or_never().is_none());
+        open.send(()).unwrap();
+        io.settled().await;
+        assert!(changed.load(Ordering::SeqCst));
     }
 }

@@ -69,7 +69,7 @@ impl Store {
                 }
             }
         };
-        self.shared.io.pool.run(create).await
+        self.shared.io.run_to_end(create).await
     }
 }
 
@@ -106,7 +106,7 @@ impl Partial {
             inner.grow(end).await?;
         }
         let file = inner.file.clone();
-        inner.shared.io.pool.run(move || file.write_at(offset, &chunks)).await?;
+        inner.shared.io.run_to_end(move || file.write_at(offset, &chunks)).await?;
         inner.reservation.wrote(len);
         inner.written_bytes += len;
         inner.end = inner.end.max(end);
@@ -124,7 +124,7 @@ impl Partial {
             let _guard = guard;
             self.commit_locked(&verified)
         };
-        shared.io.pool.run(commit).await
+        shared.io.run_to_end(commit).await
     }
 
     fn commit_locked(mut self, verified: &Verified) -> Result<(), StoreError> {

@@ -41,8 +41,7 @@ impl Shared {
         let guard: OwnedMutexGuard<()> = self.record_locks.lock(repository).await;
         let (shared, repository) = (self.clone(), repository.clone());
         self.io
-            .pool
-            .run(move || {
+            .run_to_end(move || {
                 let _guard = guard;
                 job(&shared, &repository)
             })

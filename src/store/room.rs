@@ -142,7 +142,7 @@ impl Shared {
     async fn evict_one(self: &Arc<Self>, victim: Victim) -> u64 {
         let guard = self.blob_locks.lock(&victim.digest).await;
         let shared = self.clone();
-        let evicted = self.io.pool.run(move || {
+        let evicted = self.io.run_to_end(move || {
             let _guard = guard;
             shared.remove_victim(&victim)
         });
