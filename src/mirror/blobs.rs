@@ -192,9 +192,13 @@ impl Mirror {
                     (error, _) => MirrorError::from(error),
                 };
                 self.remember_missing(target, Wanted::Blob(digest), &error);
-                return Err(error);
+                return if joined { Err(error) } else { self.heard(target, Err(error)) };
             }
         };
+        // A fill that others started may have had its head before upstream failed.
+        if !joined {
+            self.heard(target, Ok(()))?;
+        }
         if !proven {
             // Another client's origin may have given what ours refused.
             if let Some(error) = own_failure() {
@@ -215,7 +219,8 @@ impl Mirror {
     async fn pass_through(&self, target: &Target, digest: &Digest) -> Result<BlobAnswer, MirrorError> {
         self.refuse_cold_blob(target, digest)?;
         let origin = origin(target, digest);
-        let body = pass_through(&origin, *digest, Arc::clone(&self.0.metrics)).await?;
+        let body = pass_through(&origin, *digest, Arc::clone(&self.0.metrics)).await.map_err(MirrorError::from);
+        let body = self.heard(target, body)?;
         Ok(self.answer(body.size_bytes(), Content::PassThrough(body)))
     }
 

@@ -105,7 +105,7 @@ impl Mirror {
     ) -> (Result<HeldManifest, MirrorError>, bool) {
         let work = {
             let (mirror, target, digest) = (self.clone(), target.clone(), *digest);
-            async move { mirror.fetch_manifest_now(&target, &digest).await }.boxed()
+            async move { mirror.heard(&target, mirror.fetch_manifest_now(&target, &digest).await) }.boxed()
         };
         self.0.manifests.run("manifest fetch", (target.repository.clone(), *digest), work).await
     }

@@ -155,9 +155,9 @@ impl Mirror {
             return Ok(self.stale_list(Arc::clone(list), &failure));
         }
         let fetch = {
-            let (mirror, key) = (self.clone(), key.clone());
+            let (mirror, target, key) = (self.clone(), target.clone(), key.clone());
             async move {
-                let list = Arc::new(work.await?);
+                let list = Arc::new(mirror.heard(&target, work.await)?);
                 mirror.0.failed_lists.invalidate(&key);
                 mirror.0.lists.insert(key.clone(), Arc::clone(&list));
                 if kept && let Err(error) = mirror.0.store.put_list(&key.repository, &key.list, (*list).clone()).await {

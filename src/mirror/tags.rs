@@ -128,7 +128,7 @@ impl Mirror {
         let work = {
             let (mirror, target, key) = (self.clone(), target.clone(), key.clone());
             async move {
-                let checked = mirror.check_tag_now(&target, &key.1, held).await;
+                let checked = mirror.heard(&target, mirror.check_tag_now(&target, &key.1, held).await);
                 match &checked {
                     Ok(_) => mirror.0.failed_checks.invalidate(&key),
                     Err(error) if held.is_some() => mirror.0.failed_checks.insert(key, error.clone()),
