@@ -82,6 +82,17 @@ fn file_pieces(blob: Blob, (offset, len): (u64, u64)) -> Pieces {
 impl Mirror {
     /// A blob of a repository. With `need_size`, waits until its size is known, as a range must.
     pub async fn blob(&self, target: &Target, digest: &Digest, need_size: bool) -> Result<BlobAnswer, MirrorError> {
+        let answer = self.find_blob(target, digest, need_size).await;
+        answer.map_err(|error| error.about(&target.repository, &format!("@{digest}")))
+    }
+
+    /// A blob's size, without its bytes.
+    pub async fn blob_size(&self, target: &Target, digest: &Digest) -> Result<(u64, Outcome), MirrorError> {
+        let answer = self.find_blob_size(target, digest).await;
+        answer.map_err(|error| error.about(&target.repository, &format!("@{digest}")))
+    }
+
+    async fn find_blob(&self, target: &Target, digest: &Digest, need_size: bool) -> Result<BlobAnswer, MirrorError> {
         self.check_readable(target, Probe::Blob(digest)).await?;
         let mut proven = matches!(self.link(target, digest).await, Link::Proven { .. });
         self.refuse_manifest(target, digest, proven).await?;
@@ -108,8 +119,7 @@ impl Mirror {
         self.pass_through(target, digest).await
     }
 
-    /// A blob's size, without its bytes.
-    pub async fn blob_size(&self, target: &Target, digest: &Digest) -> Result<(u64, Outcome), MirrorError> {
+    async fn find_blob_size(&self, target: &Target, digest: &Digest) -> Result<(u64, Outcome), MirrorError> {
         self.check_readable(target, Probe::Blob(digest)).await?;
         let link = self.link(target, digest).await;
         self.refuse_manifest(target, digest, matches!(link, Link::Proven { .. })).await?;

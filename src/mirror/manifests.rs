@@ -51,11 +51,17 @@ impl HeldManifest {
 impl Mirror {
     /// The manifest that a reference means.
     pub async fn manifest(&self, target: &Target, reference: &Reference) -> Result<ManifestAnswer, MirrorError> {
-        self.check_readable(target, Probe::Manifest(reference)).await?;
-        match reference {
-            Reference::Digest(digest) => self.manifest_by_digest(target, digest).await,
-            Reference::Tag(tag) => self.manifest_by_tag(target, tag).await,
-        }
+        let answer = async {
+            self.check_readable(target, Probe::Manifest(reference)).await?;
+            match reference {
+                Reference::Digest(digest) => self.manifest_by_digest(target, digest).await,
+                Reference::Tag(tag) => self.manifest_by_tag(target, tag).await,
+            }
+        };
+        answer.await.map_err(|error: MirrorError| match reference {
+            Reference::Digest(digest) => error.about(&target.repository, &format!("@{digest}")),
+            Reference::Tag(tag) => error.about(&target.repository, &format!(":{tag}")),
+        })
     }
 
     /// By digest: immutable, so upstream is never asked about what is held.

@@ -56,14 +56,17 @@ impl Mirror {
         limit: Option<u64>,
         last: Option<&str>,
     ) -> Result<TagsAnswer, MirrorError> {
-        self.check_readable(target, Probe::Tags).await?;
-        let ListAnswer { list, outcome, warning } = match self.tag_list(target).await {
-            Err(error) if error.kind == MirrorErrorKind::UnknownManifest => {
-                let kind = MirrorErrorKind::UnknownName;
-                return Err(MirrorError { kind, ..error });
-            }
-            answer => answer?,
+        let found = async {
+            self.check_readable(target, Probe::Tags).await?;
+            self.tag_list(target).await
         };
+        let ListAnswer { list, outcome, warning } = found.await.map_err(|error: MirrorError| {
+            let kind = match error.kind {
+                MirrorErrorKind::UnknownManifest => MirrorErrorKind::UnknownName,
+                kind => kind,
+            };
+            MirrorError { kind, ..error }.about(&target.repository, "")
+        })?;
         let all: Vec<String> = serde_json::from_str(&list.body).unwrap_or_default();
         let (tags, more) = page(all, limit, last);
         Ok(TagsAnswer { tags, more, outcome, warning })
