@@ -107,7 +107,7 @@ impl Mirror {
                     // It was gone or damaged; the store has forgotten it, so it's fetched again.
                     Ok(None) => {}
                     Err(error) => {
-                        tracing::warn!(%digest, %error, "could not open a held blob: {error}; passing it through");
+                        tracing::warn!(%digest, "could not open a held blob: {error}; passing it through");
                         return self.pass_through(target, digest).await;
                     }
                 }

@@ -98,7 +98,7 @@ impl Mirror {
             }))
         };
         looked_up.await.unwrap_or_else(|error: crate::store::StoreError| {
-            tracing::warn!(%error, "could not read a held manifest: {error}; asking upstream instead");
+            tracing::warn!("could not read a held manifest: {error}; asking upstream instead");
             None
         })
     }
@@ -165,7 +165,7 @@ impl Mirror {
             self.0.store.put_manifest(repository, digest, record).await
         };
         if let Err(error) = kept.await {
-            tracing::warn!(%error, %repository, "could not keep a manifest: {error}; it is served all the same");
+            tracing::warn!(%repository, "could not keep a manifest: {error}; it is served all the same");
         }
         Ok(HeldManifest { bytes, media_type, digest })
     }

@@ -187,7 +187,7 @@ impl Mirror {
             }
             Ok(_) => Link::Unknown,
             Err(error) => {
-                tracing::warn!(%error, "could not look up links: {error}");
+                tracing::warn!("could not look up links: {error}");
                 Link::Unknown
             }
         }
@@ -199,7 +199,7 @@ impl Mirror {
         if self.0.any_credentials
             && let Err(error) = self.0.store.confirm(repository, digest).await
         {
-            tracing::warn!(%error, "could not keep a confirmation: {error}");
+            tracing::warn!("could not keep a confirmation: {error}");
         }
     }
 

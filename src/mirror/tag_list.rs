@@ -164,7 +164,7 @@ impl Mirror {
                 mirror.0.failed_lists.invalidate(&key);
                 mirror.0.lists.insert(key.clone(), Arc::clone(&list));
                 if kept && let Err(error) = mirror.0.store.put_list(&key.repository, &key.list, (*list).clone()).await {
-                    tracing::warn!(%error, "could not keep a list: {error}");
+                    tracing::warn!("could not keep a list: {error}");
                 }
                 Ok(list)
             }
