@@ -192,11 +192,18 @@ async fn open_store(
         let &store::FileSystemFacts { total_bytes, total_inodes, free_bytes, held_bytes, own_mount } = facts;
         let file_system = FileSystemFacts { total_bytes, free_bytes, held_bytes, own_mount };
         let floor = storage.min_free.resolve(total_bytes, total_inodes);
-        store::Budget {
-            capacity_bytes: config::capacity::resolve(storage.capacity, file_system),
-            min_free_bytes: floor.bytes,
-            min_free_inodes: floor.inodes,
+        let capacity_bytes = config::capacity::resolve(storage.capacity, file_system);
+        if let Some(possible_bytes) = config::capacity::shortfall(capacity_bytes, file_system) {
+            tracing::warn!(
+                capacity_bytes,
+                possible_bytes,
+                "storage.capacity is {} MiB, but its file system can't give the store more than {} MiB; \
+                 what finds no room is passed through",
+                capacity_bytes >> 20,
+                possible_bytes >> 20
+            );
         }
+        store::Budget { capacity_bytes, min_free_bytes: floor.bytes, min_free_inodes: floor.inodes }
     };
     let options = store::Options {
         path: config.storage.path.clone(),

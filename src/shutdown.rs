@@ -98,7 +98,7 @@ impl Shutdown {
                     tracing::warn!(signal = name, "stopping at once");
                     shutdown.at_once();
                 } else {
-                    let grace_ms = shutdown.0.grace.as_millis();
+                    let grace_ms = u64::try_from(shutdown.0.grace.as_millis()).unwrap_or(u64::MAX);
                     tracing::info!(signal = name, grace_ms, "finishing open requests; a second signal stops at once");
                     shutdown.begin();
                 }

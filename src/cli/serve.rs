@@ -27,13 +27,13 @@ pub(super) fn run(settings: &Settings) -> ExitCode {
 }
 
 async fn serve(config: Config) -> ExitCode {
-    tracing::info!(version = env!("CARGO_PKG_VERSION"), "cachalot {}", env!("CARGO_PKG_VERSION"));
+    tracing::info!("cachalot {}", env!("CARGO_PKG_VERSION"));
     let limit = listen::raise_descriptor_limit();
     tracing::debug!(?limit, "raised the limit of open files");
     let running = match app::start(&config).await {
         Ok(running) => running,
         Err(error) => {
-            tracing::error!(%error, "could not start: {error}");
+            tracing::error!("could not start: {error}");
             return ExitCode::from(super::EXIT_FAILURE);
         }
     };

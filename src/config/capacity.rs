@@ -61,6 +61,12 @@ pub fn resolve(capacity: Capacity, facts: FileSystemFacts) -> u64 {
     }
 }
 
+/// The most that the store could ever hold there, if that is less than its capacity.
+pub fn shortfall(capacity_bytes: u64, facts: FileSystemFacts) -> Option<u64> {
+    let possible_bytes = facts.total_bytes.min(facts.free_bytes.saturating_add(facts.held_bytes));
+    (capacity_bytes > possible_bytes).then_some(possible_bytes)
+}
+
 /// `whole × part / of`, rounded down, without overflow on the way.
 fn share_of(whole: u64, part: u64, of: u64) -> u64 {
     let share = u128::from(whole) * u128::from(part) / u128::from(of.max(1));
@@ -167,6 +173,14 @@ mod tests {
         let huge = FileSystemFacts { total_bytes: u64::MAX, free_bytes: u64::MAX, held_bytes: 1, own_mount: false };
         assert_eq!(resolve(Capacity::Percent(100), huge), u64::MAX);
         assert_eq!(resolve(Capacity::Default, huge), 50 * GIB);
+    }
+
+    #[test]
+    fn a_capacity_that_the_file_system_can_not_give_is_told() {
+        assert_eq!(shortfall(60 * GIB, facts(100, 40, 20, false)), None);
+        assert_eq!(shortfall(61 * GIB, facts(100, 40, 20, false)), Some(60 * GIB));
+        assert_eq!(shortfall(200 * GIB, facts(100, 90, 20, true)), Some(100 * GIB));
+        assert_eq!(shortfall(7, FileSystemFacts { free_bytes: u64::MAX, ..facts(1, 0, 1, true) }), None);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use crate::oci::range::ByteRange;
 use crate::oci::{Digest, RegistryName};
 
 use super::error::FillError;
-use super::origin::{Origin, OriginError};
+use super::origin::{Origin, OriginError, OriginErrorKind};
 use super::progress::{Head, Progress};
 use super::reader::FillReader;
 use super::transfer::Transferred;
@@ -171,8 +171,33 @@ impl Fill {
                 resumes,
                 "filled {digest} from {registry}"
             ),
+            // The client's 404, told in its own line.
+            Err(error @ FillError::Origin(OriginError { kind: OriginErrorKind::NotFound, .. })) => {
+                tracing::debug!(
+                    registry,
+                    digest,
+                    duration_ms,
+                    readers,
+                    "fill of {digest} from {registry} failed: {error}"
+                );
+            }
+            Err(error @ FillError::Stopped { .. }) => {
+                tracing::info!(
+                    registry,
+                    digest,
+                    duration_ms,
+                    readers,
+                    "fill of {digest} from {registry} ended: {error}"
+                );
+            }
             Err(error) => {
-                tracing::warn!(registry, digest, duration_ms, readers, %error, "fill of {digest} from {registry} failed: {error}");
+                tracing::warn!(
+                    registry,
+                    digest,
+                    duration_ms,
+                    readers,
+                    "fill of {digest} from {registry} failed: {error}"
+                );
             }
         }
     }

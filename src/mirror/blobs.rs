@@ -82,6 +82,17 @@ fn file_pieces(blob: Blob, (offset, len): (u64, u64)) -> Pieces {
 impl Mirror {
     /// A blob of a repository. With `need_size`, waits until its size is known, as a range must.
     pub async fn blob(&self, target: &Target, digest: &Digest, need_size: bool) -> Result<BlobAnswer, MirrorError> {
+        let answer = self.find_blob(target, digest, need_size).await;
+        answer.map_err(|error| error.about(&target.repository, &format!("@{digest}")))
+    }
+
+    /// A blob's size, without its bytes.
+    pub async fn blob_size(&self, target: &Target, digest: &Digest) -> Result<(u64, Outcome), MirrorError> {
+        let answer = self.find_blob_size(target, digest).await;
+        answer.map_err(|error| error.about(&target.repository, &format!("@{digest}")))
+    }
+
+    async fn find_blob(&self, target: &Target, digest: &Digest, need_size: bool) -> Result<BlobAnswer, MirrorError> {
         self.check_readable(target, Probe::Blob(digest)).await?;
         let mut link = self.link(target, digest).await;
         self.refuse_manifest(target, digest, link.is_proven()).await?;
@@ -93,7 +104,7 @@ impl Mirror {
                     // It was gone or damaged; the store has forgotten it, so it's fetched again.
                     Ok(None) => {}
                     Err(error) => {
-                        tracing::warn!(%digest, %error, "could not open a held blob: {error}; passing it through");
+                        tracing::warn!(%digest, "could not open a held blob: {error}; passing it through");
                         return self.pass_through(target, digest).await;
                     }
                 }
@@ -105,8 +116,7 @@ impl Mirror {
         self.pass_through(target, digest).await
     }
 
-    /// A blob's size, without its bytes.
-    pub async fn blob_size(&self, target: &Target, digest: &Digest) -> Result<(u64, Outcome), MirrorError> {
+    async fn find_blob_size(&self, target: &Target, digest: &Digest) -> Result<(u64, Outcome), MirrorError> {
         self.check_readable(target, Probe::Blob(digest)).await?;
         let link = self.link(target, digest).await;
         self.refuse_manifest(target, digest, link.is_proven()).await?;
@@ -200,9 +210,13 @@ impl Mirror {
                     (error, _) => MirrorError::from(error),
                 };
                 self.remember_missing(target, Wanted::Blob(digest), &error);
-                return Err(error);
+                return if joined { Err(error) } else { self.heard(target, Err(error)) };
             }
         };
+        // A fill that others started may have had its head before upstream failed.
+        if !joined {
+            self.heard(target, Ok(()))?;
+        }
         if !proven {
             // Another client's origin may have given what ours refused.
             if let Some(error) = own_failure() {
@@ -223,7 +237,8 @@ impl Mirror {
     async fn pass_through(&self, target: &Target, digest: &Digest) -> Result<BlobAnswer, MirrorError> {
         self.refuse_cold_blob(target, digest)?;
         let origin = origin(target, digest);
-        let body = pass_through(&origin, *digest, Arc::clone(&self.0.metrics)).await?;
+        let body = pass_through(&origin, *digest, Arc::clone(&self.0.metrics)).await.map_err(MirrorError::from);
+        let body = self.heard(target, body)?;
         Ok(self.answer(body.size_bytes(), Content::PassThrough(body)))
     }
 

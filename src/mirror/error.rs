@@ -85,6 +85,19 @@ impl MirrorError {
         self
     }
 
+    /// Puts what was asked for in front of a message that doesn't name it: a repository and, in it, `:tag`, `@digest` or
+    /// nothing.
+    pub(super) fn about(self, repository: &Repository, which: &str) -> Self {
+        let (text, repository) = (&self.message, repository.to_string());
+        let named = format!("{repository}{which}");
+        let content = which.strip_prefix('@').unwrap_or(&named);
+        if text.starts_with(&repository) || (text.contains(&repository) && text.contains(content)) {
+            return self;
+        }
+        let message = format!("{named}: {text}").into();
+        Self { message, ..self }
+    }
+
     pub(super) fn wrong_manifest(repository: &Repository, mismatch: &Mismatch) -> Self {
         Self::new(
             MirrorErrorKind::Unusable,
@@ -152,5 +165,32 @@ impl From<FillError> for MirrorError {
 impl From<Unresolved> for MirrorError {
     fn from(error: Unresolved) -> Self {
         Self::new(MirrorErrorKind::UnknownName, error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::oci::Digest;
+
+    #[test]
+    fn what_was_asked_for_is_named_once() {
+        let repository = Repository { registry: "docker.io".parse().unwrap(), name: "library/app".parse().unwrap() };
+        let about = |message: &str, which: &str| {
+            MirrorError::new(MirrorErrorKind::Unavailable, message).about(&repository, which).message.to_string()
+        };
+        assert_eq!(about("docker.io is down", ":1"), "docker.io/library/app:1: docker.io is down");
+        assert_eq!(about("docker.io is down", ""), "docker.io/library/app: docker.io is down");
+        let digest = Digest::sha256(b"").to_string();
+        let which = format!("@{digest}");
+        assert_eq!(about("no", &which), format!("docker.io/library/app{which}: no"));
+        assert_eq!(about("no", &which), about(&about("no", &which), &which));
+        for (named, which) in [
+            ("docker.io/library/app is private", ":1"),
+            ("never saw docker.io/library/app open", ""),
+            (&format!("{digest} is a manifest of docker.io/library/app"), &which),
+        ] {
+            assert_eq!(about(named, which), named);
+        }
     }
 }

@@ -51,11 +51,17 @@ impl HeldManifest {
 impl Mirror {
     /// The manifest that a reference means.
     pub async fn manifest(&self, target: &Target, reference: &Reference) -> Result<ManifestAnswer, MirrorError> {
-        self.check_readable(target, Probe::Manifest(reference)).await?;
-        match reference {
-            Reference::Digest(digest) => self.manifest_by_digest(target, digest).await,
-            Reference::Tag(tag) => self.manifest_by_tag(target, tag).await,
-        }
+        let answer = async {
+            self.check_readable(target, Probe::Manifest(reference)).await?;
+            match reference {
+                Reference::Digest(digest) => self.manifest_by_digest(target, digest).await,
+                Reference::Tag(tag) => self.manifest_by_tag(target, tag).await,
+            }
+        };
+        answer.await.map_err(|error: MirrorError| match reference {
+            Reference::Digest(digest) => error.about(&target.repository, &format!("@{digest}")),
+            Reference::Tag(tag) => error.about(&target.repository, &format!(":{tag}")),
+        })
     }
 
     /// By digest: immutable, so upstream is never asked about what is held.
@@ -92,7 +98,7 @@ impl Mirror {
             }))
         };
         looked_up.await.unwrap_or_else(|error: crate::store::StoreError| {
-            tracing::warn!(%error, "could not read a held manifest: {error}; asking upstream instead");
+            tracing::warn!("could not read a held manifest: {error}; asking upstream instead");
             None
         })
     }
@@ -105,7 +111,7 @@ impl Mirror {
     ) -> (Result<HeldManifest, MirrorError>, bool) {
         let work = {
             let (mirror, target, digest) = (self.clone(), target.clone(), *digest);
-            async move { mirror.fetch_manifest_now(&target, &digest).await }.boxed()
+            async move { mirror.heard(&target, mirror.fetch_manifest_now(&target, &digest).await) }.boxed()
         };
         self.0.manifests.run("manifest fetch", (target.repository.clone(), *digest), work).await
     }
@@ -159,7 +165,7 @@ impl Mirror {
             self.0.store.put_manifest(repository, digest, record).await
         };
         if let Err(error) = kept.await {
-            tracing::warn!(%error, %repository, "could not keep a manifest: {error}; it is served all the same");
+            tracing::warn!(%repository, "could not keep a manifest: {error}; it is served all the same");
         }
         Ok(HeldManifest { bytes, media_type, digest })
     }

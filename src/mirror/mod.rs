@@ -6,6 +6,7 @@ mod flight;
 mod freshness;
 mod manifests;
 mod origin;
+mod outages;
 mod outcome;
 mod referrers;
 mod resolve;
@@ -25,6 +26,7 @@ use crate::oci::{Digest, Reference, RegistryName, Repository, Tag};
 use crate::store::{ListRecord, Store};
 
 use flight::{Flights, Tower};
+use outages::Outages;
 use rights::{Look, Rights};
 
 pub use blobs::BlobAnswer;
@@ -62,6 +64,7 @@ struct Inner {
     fills: Fills,
     metrics: Arc<Metrics>,
     rights: Rights,
+    outages: Outages,
     /// What upstream said it does not have.
     missing: moka::sync::Cache<(Repository, Wanted), MirrorError>,
     /// Tags whose last check failed, for as long as upstream is left alone.
@@ -141,6 +144,7 @@ impl Mirror {
                 .weigher(|_, list: &Arc<ListRecord>| u32::try_from(list.body.len() + 512).unwrap_or(u32::MAX))
                 .build(),
             rights: Rights::new(),
+            outages: Outages::default(),
             manifests: Flights::new(&tower),
             tags: Flights::new(&tower),
             looks: Flights::new(&tower),
@@ -178,6 +182,12 @@ impl Mirror {
     /// Ends what goes on behind the answers, such as checks of tags, and waits until it has ended.
     pub async fn stop(&self) {
         self.0.tower.stop().await;
+    }
+
+    /// Passes on what a question to upstream came to, and notes whether upstream is well.
+    fn heard<T>(&self, target: &Target, result: Result<T, MirrorError>) -> Result<T, MirrorError> {
+        self.0.outages.heard(&target.upstream.policy.label, &result);
+        result
     }
 
     /// What upstream said a moment ago of something that it does not have.

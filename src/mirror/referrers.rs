@@ -39,13 +39,16 @@ impl Mirror {
         subject: &Digest,
         artifact_types: &[String],
     ) -> Result<ReferrersAnswer, MirrorError> {
-        let reference = Reference::Digest(*subject);
-        match self.check_readable(target, Probe::Manifest(&reference)).await {
-            Err(error) if !error.is_not_found() => return Err(error),
-            _ => {}
-        }
+        let found = async {
+            let reference = Reference::Digest(*subject);
+            match self.check_readable(target, Probe::Manifest(&reference)).await {
+                Err(error) if !error.is_not_found() => return Err(error),
+                _ => {}
+            }
+            self.referrers_list(target, subject).await.map_err(never_not_found)
+        };
         let ListAnswer { list, outcome, warning } =
-            self.referrers_list(target, subject).await.map_err(never_not_found)?;
+            found.await.map_err(|error| error.about(&target.repository, &format!("@{subject}")))?;
         let mut found = Referrers::parse(list.body.as_bytes())
             .map_err(|error| MirrorError::new(MirrorErrorKind::Internal, error.to_string()))?;
         if !artifact_types.is_empty() {

@@ -137,7 +137,7 @@ impl Mirror {
         let key = (target.repository.clone(), wanted.clone());
         let work = {
             let (mirror, target) = (self.clone(), target.clone());
-            async move { mirror.look_now(&target, wanted.as_ref()).await }.boxed()
+            async move { mirror.heard(&target, mirror.look_now(&target, wanted.as_ref()).await) }.boxed()
         };
         self.0.looks.run("look as a stranger", key, work).await.0
     }
@@ -195,7 +195,7 @@ impl Mirror {
             }
             Ok(_) => Link::Unknown,
             Err(error) => {
-                tracing::warn!(%error, "could not look up links: {error}");
+                tracing::warn!("could not look up links: {error}");
                 Link::Unknown
             }
         }
@@ -207,7 +207,7 @@ impl Mirror {
         if self.0.any_credentials
             && let Err(error) = self.0.store.confirm(repository, digest).await
         {
-            tracing::warn!(%error, "could not keep a confirmation: {error}");
+            tracing::warn!("could not keep a confirmation: {error}");
         }
     }
 
@@ -216,12 +216,8 @@ impl Mirror {
         let work = {
             let (mirror, target, digest) = (self.clone(), target.clone(), *digest);
             async move {
-                let head = target
-                    .upstream
-                    .client
-                    .head_blob(&target.repository, &digest, Access::Configured)
-                    .await
-                    .map_err(|error| MirrorError::from(error).of_blob())?;
+                let head = target.upstream.client.head_blob(&target.repository, &digest, Access::Configured).await;
+                let head = mirror.heard(&target, head.map_err(|error| MirrorError::from(error).of_blob()))?;
                 mirror.confirmed(&target.repository, &digest, head.size_bytes).await;
                 Ok(head.size_bytes)
             }

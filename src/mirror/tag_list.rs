@@ -56,14 +56,17 @@ impl Mirror {
         limit: Option<u64>,
         last: Option<&str>,
     ) -> Result<TagsAnswer, MirrorError> {
-        self.check_readable(target, Probe::Tags).await?;
-        let ListAnswer { list, outcome, warning } = match self.tag_list(target).await {
-            Err(error) if error.kind == MirrorErrorKind::UnknownManifest => {
-                let kind = MirrorErrorKind::UnknownName;
-                return Err(MirrorError { kind, ..error });
-            }
-            answer => answer?,
+        let found = async {
+            self.check_readable(target, Probe::Tags).await?;
+            self.tag_list(target).await
         };
+        let ListAnswer { list, outcome, warning } = found.await.map_err(|error: MirrorError| {
+            let kind = match error.kind {
+                MirrorErrorKind::UnknownManifest => MirrorErrorKind::UnknownName,
+                kind => kind,
+            };
+            MirrorError { kind, ..error }.about(&target.repository, "")
+        })?;
         let all: Vec<String> = serde_json::from_str(&list.body).unwrap_or_default();
         let (tags, more) = page(all, limit, last);
         Ok(TagsAnswer { tags, more, outcome, warning })
@@ -155,13 +158,13 @@ impl Mirror {
             return Ok(self.stale_list(Arc::clone(list), &failure));
         }
         let fetch = {
-            let (mirror, key) = (self.clone(), key.clone());
+            let (mirror, target, key) = (self.clone(), target.clone(), key.clone());
             async move {
-                let list = Arc::new(work.await?);
+                let list = Arc::new(mirror.heard(&target, work.await)?);
                 mirror.0.failed_lists.invalidate(&key);
                 mirror.0.lists.insert(key.clone(), Arc::clone(&list));
                 if kept && let Err(error) = mirror.0.store.put_list(&key.repository, &key.list, (*list).clone()).await {
-                    tracing::warn!(%error, "could not keep a list: {error}");
+                    tracing::warn!("could not keep a list: {error}");
                 }
                 Ok(list)
             }

@@ -50,7 +50,7 @@ impl Mirror {
 
     async fn tag_record(&self, target: &Target, tag: &Tag) -> Option<TagRecord> {
         self.0.store.tag(&target.repository, tag).await.unwrap_or_else(|error| {
-            tracing::warn!(%error, "could not read a tag: {error}; asking upstream instead");
+            tracing::warn!("could not read a tag: {error}; asking upstream instead");
             None
         })
     }
@@ -128,7 +128,7 @@ impl Mirror {
         let work = {
             let (mirror, target, key) = (self.clone(), target.clone(), key.clone());
             async move {
-                let checked = mirror.check_tag_now(&target, &key.1, held).await;
+                let checked = mirror.heard(&target, mirror.check_tag_now(&target, &key.1, held).await);
                 match &checked {
                     Ok(_) => mirror.0.failed_checks.invalidate(&key),
                     Err(error) if held.is_some() => mirror.0.failed_checks.insert(key, error.clone()),
@@ -198,7 +198,7 @@ impl Mirror {
             gone: None,
         };
         if let Err(error) = self.0.store.put_tag(&target.repository, tag, record).await {
-            tracing::warn!(%error, repository = %target.repository, %tag, "could not record a tag: {error}");
+            tracing::warn!(repository = %target.repository, %tag, "could not record a tag: {error}");
         }
     }
 
@@ -235,7 +235,7 @@ impl Mirror {
             self.0.store.put_tag(&target.repository, tag, record.clone()).await.map(drop)
         };
         if let Err(error) = written {
-            tracing::warn!(%error, repository = %target.repository, %tag, "could not record a deleted tag: {error}");
+            tracing::warn!(repository = %target.repository, %tag, "could not record a deleted tag: {error}");
         }
         (!forget).then_some(record)
     }

@@ -34,9 +34,10 @@ enum Stage {
 /// What prometheus-client writes.
 const METRICS_CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// `/livez`, `/readyz` and `/metrics`; anything else is 404.
+/// `/livez`, `/readyz` and `/metrics`, which `/` lists; anything else is 404.
 pub fn router(metrics: Arc<Metrics>, readiness: Readiness) -> Router {
     Router::new()
+        .route("/", get(|| async { "/livez\n/readyz\n/metrics\n" }))
         .route("/livez", get(|| async { "ok\n" }))
         .route("/readyz", get(readyz).with_state(readiness))
         .route("/metrics", get(render).with_state(metrics))
@@ -147,7 +148,10 @@ mod tests {
         let (status, content_type, body) = ask(&router, "/metrics").await;
         assert_eq!((status, content_type.as_str()), (200, METRICS_CONTENT_TYPE));
         assert!(body.contains("cachalot_connections 0\n") && body.ends_with("# EOF\n"), "{body}");
-        for path in ["/", "/v2/", "/api/v1/", "/metrics/x"] {
+        let (status, content_type, body) = ask(&router, "/").await;
+        assert_eq!((status, body.as_str()), (200, "/livez\n/readyz\n/metrics\n"));
+        assert!(content_type.starts_with("text/plain"), "{content_type}");
+        for path in ["/v2/", "/api/v1/", "/metrics/x"] {
             assert_eq!(ask(&router, path).await.0, 404, "{path}");
         }
     }

@@ -202,8 +202,8 @@ impl Store {
 
         let capacity_bytes = budget.capacity_bytes;
         let (blobs, held_bytes, excess) = (index.blobs(), index.held(), index.excess());
-        let elapsed_ms = started.elapsed().as_millis();
-        tracing::info!(path = %options.path.display(), blobs, held_bytes, capacity_bytes, elapsed_ms, "opened the store");
+        let elapsed_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        tracing::debug!(path = %options.path.display(), blobs, held_bytes, capacity_bytes, elapsed_ms, "opened the store");
         let grace_until = (excess > 0).then(|| Instant::now() + options.shrink_grace);
         if grace_until.is_some() {
             let grace_seconds = options.shrink_grace.as_secs();

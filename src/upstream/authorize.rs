@@ -63,7 +63,7 @@ impl Inner {
         match self.visit(endpoint, ask, None).run().await {
             Err(failure) if failure.is_refusal() => {
                 let scope = self.credentials.get(id).map_or("", |credential| credential.scope.as_str());
-                Err(refused.unwrap_or_else(|| failure.because(format!("the credential for {scope} was rejected"))))
+                Err(refused.unwrap_or_else(|| failure.after_rejecting(scope)))
             }
             other => other,
         }
@@ -115,7 +115,7 @@ impl Inner {
         if status != StatusCode::OK {
             let failure = match status {
                 StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-                    UpstreamErrorKind::Refused { status: status.as_u16(), anonymous: true }.into()
+                    UpstreamErrorKind::Refused { status: status.as_u16(), anonymous: true, rejected: None }.into()
                 }
                 _ => status_failure(status, response.headers()),
             };
@@ -269,7 +269,7 @@ impl Visit<'_> {
             Pass::Basic(_) => status != StatusCode::UNAUTHORIZED,
             Pass::Bearer(_) => self.identity.is_some(),
         };
-        UpstreamErrorKind::Refused { status: status.as_u16(), anonymous: !accepted }.into()
+        UpstreamErrorKind::Refused { status: status.as_u16(), anonymous: !accepted, rejected: None }.into()
     }
 }
 

@@ -35,6 +35,8 @@ pub enum UpstreamErrorKind {
         status: u16,
         /// No credential of ours was used, or none was accepted: many registries say this for what doesn't exist.
         anonymous: bool,
+        /// The scope of the configured credential that was rejected before access was refused without it, too.
+        rejected: Option<String>,
     },
     /// 429.
     RateLimited {
@@ -91,7 +93,11 @@ impl UpstreamError {
 
 impl fmt::Display for UpstreamError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "upstream {} ({}) {}", self.upstream, self.endpoint, self.kind)?;
+        write!(f, "upstream {} ", self.upstream)?;
+        if self.endpoint != self.upstream {
+            write!(f, "({}) ", self.endpoint)?;
+        }
+        write!(f, "{}", self.kind)?;
         if let Some(cause) = &self.cause {
             write!(f, " ({cause})")?;
         }
@@ -120,6 +126,7 @@ impl UpstreamErrorKind {
     fn advice(&self) -> &'static str {
         match self {
             Self::NotFound { .. } => "check the image's name, tag or digest",
+            Self::Refused { rejected: Some(_), .. } => "check that credential's user name and password",
             Self::Refused { anonymous: true, .. } => {
                 "the image does not exist, or it is private: check its name, or configure a credential for it"
             }
@@ -144,8 +151,11 @@ impl fmt::Display for UpstreamErrorKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NotFound { .. } => f.write_str("says that it does not exist: 404"),
-            Self::Refused { status, anonymous: true } => write!(f, "refused anonymous access: {status}"),
-            Self::Refused { status, anonymous: false } => write!(f, "refused access with our credential: {status}"),
+            Self::Refused { status, rejected: Some(scope), .. } => {
+                write!(f, "rejected the credential configured for {scope}, and refused access without it: {status}")
+            }
+            Self::Refused { status, anonymous: true, .. } => write!(f, "refused anonymous access: {status}"),
+            Self::Refused { status, anonymous: false, .. } => write!(f, "refused access with our credential: {status}"),
             Self::RateLimited { retry_after: None } => f.write_str("limits our requests: 429"),
             Self::RateLimited { retry_after: Some(wait) } => {
                 write!(f, "limits our requests: 429, for {} s more", wait.as_secs())
@@ -215,6 +225,14 @@ impl Failure {
         Self { kind: self.kind, cause: Some(cause) }
     }
 
+    /// Says of a refusal that the credential configured for `scope` was tried before, and rejected.
+    pub(super) fn after_rejecting(mut self, scope: &str) -> Self {
+        if let UpstreamErrorKind::Refused { rejected, .. } = &mut self.kind {
+            *rejected = Some(scope.to_owned());
+        }
+        self
+    }
+
     pub(super) fn is_refusal(&self) -> bool {
         matches!(self.kind, UpstreamErrorKind::Refused { .. })
     }
@@ -265,5 +283,20 @@ impl<'a> Iterator for Causes<'a> {
             None => error.source(),
         };
         Some(error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_endpoint_that_is_called_like_its_upstream_is_named_once() {
+        let said = |endpoint| Failure::from(UpstreamErrorKind::Connect).at("quay.io", endpoint).to_string();
+        assert_eq!(
+            said("quay.io"),
+            "upstream quay.io can't be reached; check that it is up and that this host may reach it"
+        );
+        assert!(said("10.0.0.1:5000").starts_with("upstream quay.io (10.0.0.1:5000) can't be reached"));
     }
 }

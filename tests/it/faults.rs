@@ -37,6 +37,7 @@ fn assert_upstream_trouble(answer: &Answer, statuses: &[u16]) {
     assert_eq!(answer.end, End::Complete, "{context}");
     assert_eq!(answer.header("content-type"), Some("application/json"), "{context}");
     assert!(answer.error_message().contains("docker.io"), "the upstream is not named: {context}");
+    assert!(answer.error_message().contains("docker.io/library/app"), "what was asked for is not named: {context}");
     assert_eq!(answer.header("www-authenticate"), None, "{context}");
 }
 

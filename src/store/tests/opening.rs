@@ -25,6 +25,16 @@ async fn a_second_process_waits_for_the_first_to_stop() {
     opening.await;
 }
 
+#[tokio::test]
+async fn a_data_directory_that_is_a_file_is_called_that() {
+    let mut rig = Rig::new(MIB);
+    let file = tempfile::NamedTempFile::new().unwrap();
+    rig.options.path = file.path().to_owned();
+    let refusal = rig.try_open().await.unwrap_err().to_string();
+    assert!(refusal.contains(file.path().to_str().unwrap()), "{refusal}");
+    assert!(refusal.contains("storage.path, or what is above it, is not a directory"), "{refusal}");
+}
+
 /// Stops whoever syncs a file until it is opened.
 struct Gate {
     reached: tokio::sync::Notify,

@@ -204,7 +204,7 @@ async fn a_registry_that_never_lets_us_in_is_asked_a_bounded_number_of_times() {
     })
     .await;
     let error = get(&script.upstream()).await.unwrap_err();
-    assert_eq!(error.kind, UpstreamErrorKind::Refused { status: 401, anonymous: true });
+    assert_eq!(error.kind, UpstreamErrorKind::Refused { status: 401, anonymous: true, rejected: None });
     assert_eq!(script.seen().len(), 5);
 }
 
@@ -286,37 +286,43 @@ async fn refusals_say_whether_a_credential_of_ours_was_accepted() {
     };
     let script = Script::start(denied).await;
     let error = get(&script.upstream_with_credential()).await.unwrap_err();
-    assert_eq!(error.kind, UpstreamErrorKind::Refused { status: 403, anonymous: false });
+    assert_eq!(error.kind, UpstreamErrorKind::Refused { status: 403, anonymous: false, rejected: None });
     let error = get(&script.upstream()).await.unwrap_err();
-    assert_eq!(error.kind, UpstreamErrorKind::Refused { status: 403, anonymous: true });
+    assert_eq!(error.kind, UpstreamErrorKind::Refused { status: 403, anonymous: true, rejected: None });
 
     let closed = Script::start(|seen: &Seen| match seen.path() {
         "/token" => Reply::new(401, &[], ""),
         _ => Reply::challenge(&format!("Bearer realm=\"http://{}/token\"", seen.header("host").unwrap())),
     })
     .await;
-    for upstream in [closed.upstream(), closed.upstream_with_credential()] {
-        let error = get(&upstream).await.unwrap_err();
-        assert_eq!(error.kind, UpstreamErrorKind::Refused { status: 401, anonymous: true });
+    for (upstream, rejected) in [(closed.upstream(), None), (closed.upstream_with_credential(), Some("corp"))] {
+        let (rejected, error) = (rejected.map(str::to_owned), get(&upstream).await.unwrap_err());
+        assert_eq!(error.kind, UpstreamErrorKind::Refused { status: 401, anonymous: true, rejected });
     }
 
     // A credential that was never asked for was not rejected.
     let forbidden = Script::start(|_: &Seen| Reply::new(403, &[], "")).await;
     let error = get(&forbidden.upstream_with_credential()).await.unwrap_err();
-    assert_eq!(error.kind, UpstreamErrorKind::Refused { status: 403, anonymous: true });
-    assert!(!error.to_string().contains("was rejected"), "{error}");
+    assert_eq!(error.kind, UpstreamErrorKind::Refused { status: 403, anonymous: true, rejected: None });
+    assert!(!error.to_string().contains("rejected"), "{error}");
 
     let rejecting = Script::start(|_: &Seen| Reply::challenge("Basic")).await;
     let upstream = rejecting.upstream_with_credential();
     for _ in 0..2 {
         let error = get(&upstream).await.unwrap_err();
-        assert!(error.to_string().contains("the credential for corp was rejected"), "{error}");
+        let said = error.to_string();
+        assert!(
+            said.contains("rejected the credential configured for corp, and refused access without it: 401"),
+            "{said}"
+        );
+        assert!(said.ends_with("; check that credential's user name and password"), "{said}");
+        assert!(!said.contains("anonymous") && !said.contains("configure a credential"), "{said}");
     }
 
     let basic = Script::start(|_: &Seen| Reply::challenge("Basic")).await;
-    for upstream in [basic.upstream(), basic.upstream_with_credential()] {
-        let error = get(&upstream).await.unwrap_err();
-        assert_eq!(error.kind, UpstreamErrorKind::Refused { status: 401, anonymous: true });
+    for (upstream, rejected) in [(basic.upstream(), None), (basic.upstream_with_credential(), Some("corp"))] {
+        let (rejected, error) = (rejected.map(str::to_owned), get(&upstream).await.unwrap_err());
+        assert_eq!(error.kind, UpstreamErrorKind::Refused { status: 401, anonymous: true, rejected });
     }
 }
 

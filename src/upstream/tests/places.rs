@@ -265,7 +265,7 @@ async fn statuses_and_their_meaning() {
         (|| Reply::new(500, &[], ""), UpstreamErrorKind::Status(500)),
         (|| Reply::new(418, &[], ""), UpstreamErrorKind::Status(418)),
         (|| Reply::new(304, &[], ""), UpstreamErrorKind::Status(304)),
-        (|| Reply::new(403, &[], ""), UpstreamErrorKind::Refused { status: 403, anonymous: true }),
+        (|| Reply::new(403, &[], ""), UpstreamErrorKind::Refused { status: 403, anonymous: true, rejected: None }),
     ] {
         let script = Script::start(move |_| reply()).await;
         let error = get(&script.upstream()).await.unwrap_err();
