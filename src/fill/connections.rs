@@ -200,7 +200,7 @@ impl<'a> Connections<'a> {
         let mut held = held;
         // The first segment's body was opened before there was anything to claim.
         if held.is_none() && end < self.size_bytes {
-            held = self.fill.progress().claim().map(|claim| Held { fill: self.fill, claim });
+            held = self.fill.progress().claim_exactly(at..end).map(|claim| Held { fill: self.fill, claim });
         }
         let mut batch = incoming.batch(end - at, true).await.map_err(Trouble::Origin)?;
         loop {
@@ -210,9 +210,9 @@ impl<'a> Connections<'a> {
                 if last || at + len >= end { Ok(None) } else { incoming.batch(end - at - len, false).await.map(Some) }
             };
             let (kept, next) = future::join(write, gather).await;
-            kept.map_err(Trouble::Fatal)?;
+            // What is skipped through is no progress.
+            retry.arrived(kept.map_err(Trouble::Fatal)?);
             at += len;
-            retry.arrived(len);
             match next.map_err(Trouble::Origin)? {
                 Some(next) => batch = next,
                 None if at < end => return Err(Trouble::Origin(broken(at, end))),
@@ -236,23 +236,26 @@ impl<'a> Connections<'a> {
         }
     }
 
-    /// Writes a batch that begins at `at`. What is present already is never written again: it may have been hashed.
-    async fn keep(&self, at: u64, batch: Batch, held: Option<&mut Held<'_>>) -> Result<(), FillError> {
+    /// Writes a batch that begins at `at`, and says how many bytes of it were new. What is present already is never written
+    /// again: it may have been hashed.
+    async fn keep(&self, at: u64, batch: Batch, held: Option<&mut Held<'_>>) -> Result<u64, FillError> {
         let progress = self.fill.progress();
-        if let Some(held) = held {
+        // A claim is only ever followed by the body that was asked for it.
+        if let Some(held) = held.filter(|held| held.claim.rest.start == at) {
             let len = batch.len.min(held.claim.rest.end.saturating_sub(at));
             self.write(at, batch, at..at + len).await?;
             progress.received(&mut held.claim, len);
-            return Ok(());
+            return Ok(len);
         }
-        let mut from = at;
+        let (mut from, mut new) = (at, 0);
         while let Some(missing) = progress.missing_in(from..at + batch.len) {
             let piece = Batch { chunks: batch.chunks.clone(), ..Batch::default() };
             self.write(at, piece, missing.clone()).await?;
             from = missing.end;
+            new += missing.end - missing.start;
             progress.inserted(missing);
         }
-        Ok(())
+        Ok(new)
     }
 
     /// Writes the bytes `wanted` of a batch that begins at `at`.

@@ -16,8 +16,8 @@ pub(super) struct Incoming {
     /// upstream's fault.
     waited: Duration,
     window_bytes: u64,
-    /// What came beyond the end of a batch.
-    rest: Option<Bytes>,
+    /// What came beyond the end of a batch, or broke one off: bytes that arrived before a failure are kept.
+    next: Option<Result<Bytes, OriginError>>,
 }
 
 /// Bytes that arrived together.
@@ -43,7 +43,7 @@ const PACE_BYTES_MIN: u64 = 60 * 64 * 1024;
 
 impl Incoming {
     pub(super) fn new(body: OriginBody) -> Self {
-        Self { body, waited: Duration::ZERO, window_bytes: 0, rest: None }
+        Self { body, waited: Duration::ZERO, window_bytes: 0, next: None }
     }
 
     /// The bytes of a blob of `size_bytes` that this body should bring.
@@ -53,8 +53,8 @@ impl Incoming {
 
     /// The next bytes; `None` is the body's end.
     pub(super) async fn next(&mut self) -> Result<Option<Bytes>, OriginError> {
-        if let Some(rest) = self.rest.take() {
-            return Ok(Some(rest));
+        if let Some(next) = self.next.take() {
+            return next.map(Some);
         }
         loop {
             let asked = Instant::now();
@@ -85,19 +85,27 @@ impl Incoming {
         let mut deadline = None;
         while batch.len < BATCH_BYTES.min(limit) {
             let next = match deadline {
-                None => self.next().await?,
+                None => self.next().await,
                 Some(deadline) => match timeout_at(deadline, self.next()).await {
-                    Ok(next) => next?,
+                    Ok(next) => next,
                     Err(_elapsed) => break,
                 },
             };
-            let Some(mut chunk) = next else {
-                batch.last = true;
-                break;
+            let mut chunk = match next {
+                Ok(Some(chunk)) => chunk,
+                Ok(None) => {
+                    batch.last = true;
+                    break;
+                }
+                Err(error) if batch.len == 0 => return Err(error),
+                Err(error) => {
+                    self.next = Some(Err(error));
+                    break;
+                }
             };
             let room = usize::try_from(limit - batch.len).unwrap_or(usize::MAX);
             if chunk.len() > room {
-                self.rest = Some(chunk.split_off(room));
+                self.next = Some(Ok(chunk.split_off(room)));
             }
             batch.len += chunk.len() as u64;
             batch.chunks.push(chunk);

@@ -133,6 +133,11 @@ impl Progress {
         phase.segments()?.claim(wanted.take(WANTED_MAX))
     }
 
+    /// A claim on just these bytes, if they can be had.
+    pub(super) fn claim_exactly(&self, bytes: Range<u64>) -> Option<Claim> {
+        self.state.lock().phase.segments()?.claim_exactly(bytes)
+    }
+
     /// The next bytes of a claim are in the file.
     pub(super) fn received(&self, claim: &mut Claim, len: u64) {
         let start = claim.rest.start;

@@ -75,6 +75,17 @@ impl Segments {
         Some(claim)
     }
 
+    /// Claims just these bytes, if nobody has claimed any of them and none is present.
+    pub(super) fn claim_exactly(&mut self, bytes: Range<u64>) -> Option<Claim> {
+        if self.unclaimed(bytes.start, bytes.end.min(self.size_bytes)) != Some(bytes.clone()) {
+            return None;
+        }
+        let claim = Claim { id: self.next_id, rest: bytes };
+        self.next_id += 1;
+        self.claims.push(claim.clone());
+        Some(claim)
+    }
+
     /// The first bytes within `bytes` that are neither present nor claimed.
     pub(super) fn missing_in(&self, bytes: Range<u64>) -> Option<Range<u64>> {
         self.unclaimed(bytes.start, bytes.end.min(self.size_bytes))
