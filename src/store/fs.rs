@@ -268,14 +268,12 @@ impl Disk {
 
     /// Reads exactly `len` bytes.
     pub(super) fn read_at(&self, file: &File, path: &Path, offset: u64, len: usize) -> Result<Bytes, StoreError> {
-        self.run(Op::Read, path, || {
-            let mut buffer = vec![0; len];
-            file.read_exact_at(&mut buffer, offset)?;
-            Ok(buffer.into())
-        })
+        let mut buffer = vec![0; len];
+        self.read_into(file, path, offset, &mut buffer)?;
+        Ok(buffer.into())
     }
 
-    /// Fills `buffer` from `offset` on.
+    /// Fills `into` from `offset` on.
     pub(super) fn read_into(&self, file: &File, path: &Path, offset: u64, buffer: &mut [u8]) -> Result<(), StoreError> {
         self.run(Op::Read, path, || file.read_exact_at(buffer, offset))
     }
