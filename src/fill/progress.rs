@@ -324,8 +324,9 @@ impl Phase {
 
     fn head(&self) -> Result<Head, FillError> {
         match self {
-            Self::Starting => Ok(Head { size_bytes: None, verified: false }),
-            Self::Running { arrived: Arrived::Stream(_), .. } => Ok(Head { size_bytes: None, verified: false }),
+            Self::Starting | Self::Running { arrived: Arrived::Stream(_), .. } => {
+                Ok(Head { size_bytes: None, verified: false })
+            }
             Self::Running { arrived: Arrived::Segments(segments), .. } => {
                 Ok(Head { size_bytes: Some(segments.size_bytes()), verified: false })
             }

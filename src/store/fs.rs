@@ -269,11 +269,10 @@ impl Disk {
     /// Reads exactly `len` bytes.
     pub(super) fn read_at(&self, file: &File, path: &Path, offset: u64, len: usize) -> Result<Bytes, StoreError> {
         let mut buffer = vec![0; len];
-        self.read_into(file, path, offset, &mut buffer)?;
-        Ok(buffer.into())
+        self.read_into(file, path, offset, &mut buffer).map(|()| buffer.into())
     }
 
-    /// Fills `into` from `offset` on.
+    /// Fills `buffer` from `offset` on.
     pub(super) fn read_into(&self, file: &File, path: &Path, offset: u64, buffer: &mut [u8]) -> Result<(), StoreError> {
         self.run(Op::Read, path, || file.read_exact_at(buffer, offset))
     }

@@ -57,7 +57,8 @@ impl Server {
         if let Some(at) = self.corrupt_at.filter(|at| ranged && part.contains(at)) {
             body[at - part.start] ^= 1;
         }
-        let cut_after = self.cut.filter(|(every, _)| number % every == 0).map_or(usize::MAX, |(_, after)| after);
+        let cut_after =
+            self.cut.filter(|(every, _)| number.is_multiple_of(*every)).map_or(usize::MAX, |(_, after)| after);
         let cut = cut_after < body.len();
         body.truncate(cut_after);
         self.sent.fetch_add(body.len(), Ordering::SeqCst);
