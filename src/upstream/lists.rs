@@ -10,7 +10,7 @@ use super::manifests::{as_it_is, whole};
 use super::request::Ask;
 use super::{Access, Upstream};
 use crate::oci::manifest::MANIFEST_BYTES_MAX;
-use crate::oci::referrers::{self, InvalidReferrers};
+use crate::oci::referrers;
 use crate::oci::{Digest, Repository, media};
 
 /// One page of a tag list.
@@ -139,12 +139,16 @@ impl Upstream {
         let body = self.body(answer, bytes_max).await?;
         match referrers::Referrers::parse(&body) {
             Ok(list) => Ok(Some(ReferrersPage { list, bytes: body.len(), next, endpoint })),
-            Err(InvalidReferrers::NotJson(_) | InvalidReferrers::NotIndex(_)) => Ok(None),
-            Err(error @ (InvalidReferrers::TooLarge { .. } | InvalidReferrers::TooMany)) => {
-                Err(Failure::protocol(error.to_string()).at(&self.0.name, &endpoint))
-            }
+            Err(_) if is_page(&body) => Ok(None),
+            Err(error) => Err(Failure::protocol(error.to_string()).at(&self.0.name, &endpoint)),
         }
     }
+}
+
+/// A page for people, such as the login page that some registries without the API show. Anything else that is no list may
+/// be a damaged one, and "no list" would be a lie that switches off what checks signatures.
+fn is_page(body: &[u8]) -> bool {
+    body.trim_ascii_start().starts_with(b"<")
 }
 
 /// What a registry without the API says: 404 (with or without an OCI body), an odd status, or the way to a login page.

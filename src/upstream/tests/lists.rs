@@ -72,7 +72,6 @@ async fn a_registry_without_referrers_is_told_from_one_that_fails() {
         (405, vec![], ""),
         (406, vec![], ""),
         (200, vec![("content-type", "text/html")], "<html>log in</html>"),
-        (200, vec![], r#"{"tags":[]}"#),
         (302, vec![("location", target.as_str())], ""),
         (302, vec![("location", "https://127.0.0.1:1/login")], ""),
     ] {
@@ -89,6 +88,11 @@ async fn a_registry_without_referrers_is_told_from_one_that_fails() {
     for status in [401, 403, 429, 500, 503] {
         let script = Script::start(move |_| Reply::new(status, &[], "")).await;
         assert!(referrers(&script).await.is_err(), "{status}");
+    }
+    // A damaged list is no empty one.
+    for body in [r#"{"tags":[]}"#, r#"{"schemaVersion":2,"manif"#, "", "null"] {
+        let script = Script::start(move |_| Reply::ok(body)).await;
+        assert!(referrers(&script).await.is_err(), "{body}");
     }
 }
 
