@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use futures_util::stream::FuturesUnordered;
 use futures_util::{StreamExt, future};
@@ -33,6 +34,16 @@ pub(super) struct Connections<'a> {
     /// Upstream has answered a range with something else.
     ranges_refused: AtomicBool,
     resumes: AtomicU64,
+    /// How many bytes all connections have brought.
+    arrived: AtomicU64,
+}
+
+/// How much trouble one connection has had.
+struct Patience {
+    retry: Retry,
+    /// What had arrived when it was last in trouble.
+    arrived: u64,
+    busy: u32,
 }
 
 /// Why a connection stopped bringing bytes.
@@ -48,6 +59,22 @@ const FAILURES_MAX: u32 = 6;
 
 /// The others only make it faster, and give up early.
 const EXTRA_FAILURES_MAX: u32 = 1;
+
+/// How often, and how long each time, a fill waits for one of our own connections beyond upstream's header deadline.
+const BUSY_ROUNDS_MAX: u32 = 20;
+const BUSY_PAUSE: Duration = Duration::from_millis(500);
+
+// === impl Patience ===
+
+impl Patience {
+    /// How long to wait before the next attempt; `None` is to give up. What any connection brought meanwhile counts.
+    fn failed(&mut self, connections: &Connections<'_>, error: &OriginError) -> Option<Duration> {
+        let arrived = connections.arrived.load(Ordering::Relaxed);
+        self.retry.arrived(arrived - self.arrived);
+        self.arrived = arrived;
+        self.retry.failed(rand::random(), wish(error))
+    }
+}
 
 // === impl Connections ===
 
@@ -68,6 +95,7 @@ impl<'a> Connections<'a> {
             ranges_proven: AtomicBool::new(false),
             ranges_refused: AtomicBool::new(false),
             resumes: AtomicU64::new(0),
+            arrived: AtomicU64::new(0),
         }
     }
 
@@ -83,10 +111,35 @@ impl<'a> Connections<'a> {
                 connections.push(future::Either::Right(self.extra_connection()));
             }
         }
-        while let Some(ended) = connections.next().await {
-            ended?;
+        let all = async {
+            while let Some(ended) = connections.next().await {
+                ended?;
+            }
+            Ok::<_, FillError>(())
+        };
+        // Once all is there, nobody waits for a connection that pauses, or reads what is not needed. None of them writes
+        // then: what is written is claimed, and what is claimed is not there yet.
+        tokio::select! {
+            biased;
+            ended = all => ended?,
+            () = self.complete() => {}
         }
         Ok(self.resumes.load(Ordering::Relaxed))
+    }
+
+    async fn complete(&self) {
+        loop {
+            let change = self.fill.progress().change();
+            if self.fill.progress().frontier() >= self.size_bytes {
+                return;
+            }
+            change.await;
+        }
+    }
+
+    /// Who sent the bytes, last.
+    pub(super) fn label(&self) -> String {
+        self.origin.lock().1.label()
     }
 
     /// Whether the bytes came in more than one response.
@@ -101,16 +154,16 @@ impl<'a> Connections<'a> {
 
     /// The connection that every fill has: it ends when the blob is there, or fails with it.
     async fn main_connection(&self, first: OriginBody) -> Result<(), FillError> {
-        let mut retry = Retry::new(FAILURES_MAX);
-        let mut brought = self.bring_from(Incoming::new(first), None, &mut retry).await;
+        let mut patience = Patience { retry: Retry::new(FAILURES_MAX), arrived: 0, busy: 0 };
+        let mut brought = self.bring_from(Incoming::new(first), None).await;
         loop {
             match brought {
                 Ok(()) => {}
                 Err(Trouble::Fatal(error)) => return Err(error),
-                Err(Trouble::Origin(error)) => self.recover(&mut retry, error).await?,
+                Err(Trouble::Origin(error)) => self.recover(&mut patience, error).await?,
             }
             let Some(claim) = self.next_claim().await else { return Ok(()) };
-            brought = self.bring(claim, &mut retry).await;
+            brought = self.bring(claim, true).await;
         }
     }
 
@@ -118,18 +171,16 @@ impl<'a> Connections<'a> {
     /// upstream has trouble, or when nothing is left to claim.
     async fn extra_connection(&self) -> Result<(), FillError> {
         let Ok(_place) = self.tools.extra_connections.try_acquire() else { return Ok(()) };
-        let mut retry = Retry::new(EXTRA_FAILURES_MAX);
-        while let Some(claim) = self.next_claim().await {
-            match self.bring(claim, &mut retry).await {
+        let mut patience = Patience { retry: Retry::new(EXTRA_FAILURES_MAX), arrived: 0, busy: 0 };
+        while !self.ranges_refused.load(Ordering::Relaxed) {
+            let Some(claim) = self.next_claim().await else { break };
+            match self.bring(claim, false).await {
                 Ok(()) => {}
                 Err(Trouble::Fatal(error)) => return Err(error),
-                Err(Trouble::Origin(error)) => match retry.failed(rand::random(), wish(&error)) {
+                Err(Trouble::Origin(error)) => match patience.failed(self, &error) {
                     Some(pause) => sleep(pause).await,
-                    None => return Ok(()),
+                    None => break,
                 },
-            }
-            if self.ranges_refused.load(Ordering::Relaxed) {
-                return Ok(());
             }
         }
         Ok(())
@@ -151,56 +202,65 @@ impl<'a> Connections<'a> {
     }
 
     /// Waits before the next attempt, or fails. What one origin does not have, another may.
-    async fn recover(&self, retry: &mut Retry, error: OriginError) -> Result<(), FillError> {
-        match error.kind {
-            OriginErrorKind::NotFound | OriginErrorKind::Refused { .. } => {
-                let mut origin = self.origin.lock();
-                self.fill.origin_failed(origin.0, &error);
-                *origin = self.fill.next_origin().ok_or(FillError::Origin(error))?;
-                Ok(())
-            }
+    async fn recover(&self, patience: &mut Patience, error: OriginError) -> Result<(), FillError> {
+        let pause = match error.kind {
+            OriginErrorKind::NotFound | OriginErrorKind::Refused { .. } => None,
             // All of our own connections to this upstream are in use. They will be free again.
-            OriginErrorKind::Busy => Ok(()),
-            _ => match retry.failed(rand::random(), wish(&error)) {
-                Some(pause) => {
-                    tracing::debug!(digest = %self.fill.key().digest, %error, ?pause, "resuming after: {error}");
-                    self.resumes.fetch_add(1, Ordering::Relaxed);
-                    sleep(pause).await;
-                    Ok(())
-                }
-                None => Err(error.into()),
-            },
+            OriginErrorKind::Busy if patience.busy < BUSY_ROUNDS_MAX => {
+                patience.busy += 1;
+                Some(BUSY_PAUSE)
+            }
+            _ => patience.failed(self, &error),
+        };
+        if let Some(pause) = pause {
+            tracing::debug!(digest = %self.fill.key().digest, ?pause, "resuming after: {error}");
+            self.resumes.fetch_add(1, Ordering::Relaxed);
+            sleep(pause).await;
+            return Ok(());
         }
+        let mut origin = self.origin.lock();
+        self.fill.origin_failed(origin.0, &error);
+        *origin = self.fill.next_origin().ok_or(FillError::Origin(error))?;
+        patience.retry = Retry::new(FAILURES_MAX);
+        Ok(())
     }
 
-    async fn bring(&self, claim: Claim, retry: &mut Retry) -> Result<(), Trouble> {
+    /// Asks for a claim's bytes and takes them. Where upstream answers with something else, only the main connection goes
+    /// on with that: there is one stream then.
+    async fn bring(&self, claim: Claim, main: bool) -> Result<(), Trouble> {
         let held = Held { fill: self.fill, claim };
-        let range = ByteRange { first: held.claim.rest.start, last: held.claim.rest.end - 1 };
+        let wanted = ByteRange { first: held.claim.rest.start, last: held.claim.rest.end - 1 };
         let origin = Arc::clone(&self.origin.lock().1);
-        let body = origin.fetch(Some(range)).await.map_err(Trouble::Origin)?;
+        let range = (!self.ranges_refused.load(Ordering::Relaxed)).then_some(wanted);
+        let body = match origin.fetch(range).await {
+            Err(error) if range.is_some() && error.kind == OriginErrorKind::Unusable => {
+                self.refuse_ranges();
+                return Err(Trouble::Origin(error));
+            }
+            answer => answer.map_err(Trouble::Origin)?,
+        };
         self.check(&body, &origin.label())?;
-        if body.offset == range.first && body.end == Some(range.last + 1) {
+        if body.offset == wanted.first && body.end == Some(wanted.last + 1) {
             self.ranges_proven.store(true, Ordering::Relaxed);
-            return self.bring_from(Incoming::new(body), Some(held), retry).await;
+            return self.bring_from(Incoming::new(body), Some(held)).await;
         }
-        // Not what was asked for: an upstream that knows no ranges. What it sends is used all the same.
         self.refuse_ranges();
         drop(held);
-        self.bring_from(Incoming::new(body), None, retry).await
+        if !main {
+            return Ok(());
+        }
+        let whole = body.offset == 0 && body.end.is_none_or(|end| end == self.size_bytes);
+        self.bring_from(Incoming::new(body), None).await?;
+        // A part that was not asked for helps, but an upstream that sends nothing else must not be asked for ever.
+        if whole { Ok(()) } else { Err(Trouble::Origin(broken(wanted.first, wanted.last + 1))) }
     }
 
     /// Takes a body's bytes: those of the claim, or without one all that are missing and nobody else's.
-    async fn bring_from(
-        &self,
-        mut incoming: Incoming,
-        held: Option<Held<'_>>,
-        retry: &mut Retry,
-    ) -> Result<(), Trouble> {
+    async fn bring_from(&self, mut incoming: Incoming, mut held: Option<Held<'_>>) -> Result<(), Trouble> {
         let (mut at, end) = incoming.range(self.size_bytes);
-        let mut held = held;
         // The first segment's body was opened before there was anything to claim.
         if held.is_none() && end < self.size_bytes {
-            held = self.fill.progress().claim_exactly(at..end).map(|claim| Held { fill: self.fill, claim });
+            held = self.claim_missing_in(at..end).filter(|held| held.claim.rest == (at..end));
         }
         let mut batch = incoming.batch(end - at, true).await.map_err(Trouble::Origin)?;
         loop {
@@ -210,8 +270,7 @@ impl<'a> Connections<'a> {
                 if last || at + len >= end { Ok(None) } else { incoming.batch(end - at - len, false).await.map(Some) }
             };
             let (kept, next) = future::join(write, gather).await;
-            // What is skipped through is no progress.
-            retry.arrived(kept.map_err(Trouble::Fatal)?);
+            kept.map_err(Trouble::Fatal)?;
             at += len;
             match next.map_err(Trouble::Origin)? {
                 Some(next) => batch = next,
@@ -236,30 +295,30 @@ impl<'a> Connections<'a> {
         }
     }
 
-    /// Writes a batch that begins at `at`, and says how many bytes of it were new. What is present already is never written
-    /// again: it may have been hashed.
-    async fn keep(&self, at: u64, batch: Batch, held: Option<&mut Held<'_>>) -> Result<u64, FillError> {
-        let progress = self.fill.progress();
+    /// Writes a batch that begins at `at`. Only what is claimed is written, and what is claimed is not there yet: bytes that
+    /// were hashed, or given to a reader, must never change.
+    async fn keep(&self, at: u64, batch: Batch, held: Option<&mut Held<'_>>) -> Result<(), FillError> {
         // A claim is only ever followed by the body that was asked for it.
         if let Some(held) = held.filter(|held| held.claim.rest.start == at) {
-            let len = batch.len.min(held.claim.rest.end.saturating_sub(at));
-            self.write(at, batch, at..at + len).await?;
-            progress.received(&mut held.claim, len);
-            return Ok(len);
+            let len = batch.len.min(held.claim.rest.end - at);
+            return self.write(at, batch, held, len).await;
         }
-        let (mut from, mut new) = (at, 0);
-        while let Some(missing) = progress.missing_in(from..at + batch.len) {
+        while let Some(mut held) = self.claim_missing_in(at..at + batch.len) {
             let piece = Batch { chunks: batch.chunks.clone(), ..Batch::default() };
-            self.write(at, piece, missing.clone()).await?;
-            from = missing.end;
-            new += missing.end - missing.start;
-            progress.inserted(missing);
+            let len = held.claim.rest.end - held.claim.rest.start;
+            self.write(at, piece, &mut held, len).await?;
         }
-        Ok(new)
+        Ok(())
     }
 
-    /// Writes the bytes `wanted` of a batch that begins at `at`.
-    async fn write(&self, at: u64, batch: Batch, wanted: Range<u64>) -> Result<(), FillError> {
+    fn claim_missing_in(&self, bytes: Range<u64>) -> Option<Held<'a>> {
+        let claim = self.fill.progress().claim_missing_in(bytes)?;
+        Some(Held { fill: self.fill, claim })
+    }
+
+    /// Writes the next `len` bytes of a claim, out of a batch that begins at `at`.
+    async fn write(&self, at: u64, batch: Batch, held: &mut Held<'_>, len: u64) -> Result<(), FillError> {
+        let wanted = held.claim.rest.start..held.claim.rest.start + len;
         let mut chunks = Vec::with_capacity(batch.chunks.len());
         let mut start = at;
         for chunk in batch.chunks {
@@ -275,19 +334,20 @@ impl<'a> Connections<'a> {
         if chunks.is_empty() {
             return Ok(());
         }
-        self.partial.lock().await.write_at(wanted.start, chunks).await.map_err(|error| FillError::NotStorable {
+        let written = self.partial.lock().await.write_at(wanted.start, chunks).await;
+        written.map_err(|error| FillError::NotStorable {
             digest: self.fill.key().digest,
             reason: error.to_string().into(),
-        })
+        })?;
+        self.arrived.fetch_add(len, Ordering::Relaxed);
+        self.fill.progress().received(&mut held.claim, len);
+        Ok(())
     }
 
     /// A body must be of a blob of the same size.
     fn check(&self, body: &OriginBody, origin: &str) -> Result<(), Trouble> {
-        if body.total_bytes == Some(self.size_bytes) {
-            return Ok(());
-        }
-        self.refuse_ranges();
-        let total = body.total_bytes.map_or("an unknown number of".to_owned(), |total| total.to_string());
+        let Some(total) = body.total_bytes.filter(|total| *total != self.size_bytes) else { return Ok(()) };
+        self.ranges_refused.store(true, Ordering::Relaxed);
         Err(Trouble::Origin(OriginError {
             kind: OriginErrorKind::Unusable,
             message: format!("{origin} now says that the blob has {total} bytes instead of {}", self.size_bytes).into(),
@@ -320,7 +380,7 @@ fn broken(at: u64, end: u64) -> OriginError {
     }
 }
 
-fn wish(error: &OriginError) -> Option<std::time::Duration> {
+fn wish(error: &OriginError) -> Option<Duration> {
     match error.kind {
         OriginErrorKind::RateLimited { retry_after } => retry_after,
         _ => None,

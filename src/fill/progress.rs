@@ -130,31 +130,23 @@ impl Progress {
             Goal::Byte(offset) => Some(*offset),
             Goal::Verified => None,
         });
-        phase.segments()?.claim(wanted.take(WANTED_MAX))
+        let wanted: Vec<u64> = wanted.take(WANTED_MAX).collect();
+        phase.segments()?.claim(&wanted)
     }
 
-    /// A claim on just these bytes, if they can be had.
-    pub(super) fn claim_exactly(&self, bytes: Range<u64>) -> Option<Claim> {
-        self.state.lock().phase.segments()?.claim_exactly(bytes)
+    /// A claim on the first bytes within `bytes` that are neither there nor claimed.
+    pub(super) fn claim_missing_in(&self, bytes: Range<u64>) -> Option<Claim> {
+        self.state.lock().phase.segments()?.claim_missing_in(bytes)
     }
 
     /// The next bytes of a claim are in the file.
     pub(super) fn received(&self, claim: &mut Claim, len: u64) {
         let start = claim.rest.start;
-        self.arrived(start..start + len, |segments| segments.received(claim, len));
-    }
-
-    /// Bytes that nobody had claimed are in the file.
-    pub(super) fn inserted(&self, bytes: Range<u64>) {
-        self.arrived(bytes.clone(), |segments| segments.insert(bytes));
-    }
-
-    fn arrived(&self, bytes: Range<u64>, note: impl FnOnce(&mut Segments)) {
         let mut state = self.state.lock();
         if let Some(segments) = state.phase.segments() {
-            note(segments);
+            segments.received(claim, len);
         }
-        state.wake_at(bytes);
+        state.wake_at(start..start + len);
         drop(state);
         self.changed.notify_waiters();
     }
@@ -165,11 +157,6 @@ impl Progress {
             segments.release(claim);
         }
         self.changed.notify_waiters();
-    }
-
-    /// The first bytes within `bytes` that are neither there nor claimed.
-    pub(super) fn missing_in(&self, bytes: Range<u64>) -> Option<Range<u64>> {
-        self.state.lock().phase.segments()?.missing_in(bytes)
     }
 
     /// Up to here, everything from the start of a blob in segments is in the file.

@@ -61,39 +61,37 @@ impl Segments {
         self.frontier() >= self.size_bytes
     }
 
-    /// The next segment to ask for, if any is needed now: what readers wait for first (`wanted`, offsets in the order of
-    /// their importance), else what lies just ahead of the frontier.
-    pub(super) fn claim(&mut self, wanted: impl IntoIterator<Item = u64>) -> Option<Claim> {
-        let frontier = self.frontier();
-        let rest = wanted.into_iter().chain([frontier]).find_map(|base| {
-            let limit = base.saturating_add(self.window_bytes).min(self.size_bytes);
-            self.unclaimed(base, limit).map(|gap| self.cut(gap))
-        })?;
+    /// The next segment to ask for, if any is needed now: what readers wait for (`wanted`), then what they will want next,
+    /// then what lies just ahead of the frontier.
+    pub(super) fn claim(&mut self, wanted: &[u64]) -> Option<Claim> {
+        // Each reader's own segment comes before anyone's window, or one who reads in order would starve the others.
+        let awaited = wanted.iter().find_map(|base| {
+            let gap = self.unclaimed(*base, self.segment_end(*base))?;
+            (gap.start == *base).then_some(gap)
+        });
+        let ahead = || {
+            wanted.iter().copied().chain([self.frontier()]).find_map(|base| {
+                // Up to where a segment ends: a frontier that creeps must not make for a request at each step.
+                let limit = self.segment_end(base.saturating_add(self.window_bytes).saturating_sub(1));
+                self.unclaimed(base, limit)
+            })
+        };
+        let gap = awaited.or_else(ahead)?;
+        let end = gap.end.min(self.segment_end(gap.start));
+        Some(self.enter(gap.start..end))
+    }
+
+    /// Claims the first bytes within `bytes` that are neither present nor claimed. From then on nobody else brings them.
+    pub(super) fn claim_missing_in(&mut self, bytes: Range<u64>) -> Option<Claim> {
+        let missing = self.unclaimed(bytes.start, bytes.end.min(self.size_bytes))?;
+        Some(self.enter(missing))
+    }
+
+    fn enter(&mut self, rest: Range<u64>) -> Claim {
         let claim = Claim { id: self.next_id, rest };
         self.next_id += 1;
         self.claims.push(claim.clone());
-        Some(claim)
-    }
-
-    /// Claims just these bytes, if nobody has claimed any of them and none is present.
-    pub(super) fn claim_exactly(&mut self, bytes: Range<u64>) -> Option<Claim> {
-        if self.unclaimed(bytes.start, bytes.end.min(self.size_bytes)) != Some(bytes.clone()) {
-            return None;
-        }
-        let claim = Claim { id: self.next_id, rest: bytes };
-        self.next_id += 1;
-        self.claims.push(claim.clone());
-        Some(claim)
-    }
-
-    /// The first bytes within `bytes` that are neither present nor claimed.
-    pub(super) fn missing_in(&self, bytes: Range<u64>) -> Option<Range<u64>> {
-        self.unclaimed(bytes.start, bytes.end.min(self.size_bytes))
-    }
-
-    /// Bytes that nobody had claimed have arrived.
-    pub(super) fn insert(&mut self, bytes: Range<u64>) {
-        self.present.insert(bytes);
+        claim
     }
 
     /// The next bytes of a claim have arrived.
@@ -127,9 +125,9 @@ impl Segments {
         }
     }
 
-    fn cut(&self, gap: Range<u64>) -> Range<u64> {
-        let end = (gap.start / self.segment_bytes + 1).saturating_mul(self.segment_bytes);
-        gap.start..gap.end.min(end)
+    /// Where the segment that holds a byte ends.
+    fn segment_end(&self, offset: u64) -> u64 {
+        (offset / self.segment_bytes + 1).saturating_mul(self.segment_bytes).min(self.size_bytes)
     }
 }
 
@@ -141,16 +139,16 @@ mod tests {
     #[test]
     fn segments_are_taken_in_order_within_the_window() {
         let mut segments = Segments::new(100, 10, 40);
-        let mut claims: Vec<_> = (0..4).map(|_| segments.claim([]).unwrap()).collect();
+        let mut claims: Vec<_> = (0..4).map(|_| segments.claim(&[]).unwrap()).collect();
         assert_eq!(claims.iter().map(|claim| claim.rest.clone()).collect::<Vec<_>>(), [0..10, 10..20, 20..30, 30..40]);
-        assert_eq!(segments.claim([]), None, "the window is full");
+        assert_eq!(segments.claim(&[]), None, "the window is full");
         segments.received(&mut claims[1], 10);
         segments.release(&claims[1]);
         assert_eq!((segments.frontier(), segments.end_of(10)), (0, 20));
-        assert_eq!(segments.claim([]), None, "the frontier has not moved");
+        assert_eq!(segments.claim(&[]), None, "the frontier has not moved");
         segments.received(&mut claims[0], 4);
         assert_eq!(segments.frontier(), 4);
-        assert_eq!(segments.claim([]).unwrap().rest, 40..44, "to the end of the window");
+        assert_eq!(segments.claim(&[]).unwrap().rest, 40..50, "to the end of a segment");
         segments.received(&mut claims[0], 6);
         assert_eq!(segments.frontier(), 20);
     }
@@ -158,14 +156,16 @@ mod tests {
     #[test]
     fn what_readers_wait_for_comes_first_and_what_was_given_up_comes_again() {
         let mut segments = Segments::new(1000, 10, 40);
-        assert_eq!(segments.claim([505, 700]).unwrap().rest, 505..510);
-        assert_eq!(segments.claim([505, 700]).unwrap().rest, 510..520);
-        let mut first = segments.claim([]).unwrap();
+        assert_eq!(segments.claim(&[505, 700]).unwrap().rest, 505..510);
+        assert_eq!(segments.claim(&[505, 700]).unwrap().rest, 700..710, "nobody starves");
+        assert_eq!(segments.claim(&[505, 700]).unwrap().rest, 510..520);
+        let mut first = segments.claim(&[]).unwrap();
         assert_eq!(first.rest, 0..10);
         segments.received(&mut first, 3);
         segments.release(&first);
-        assert_eq!(segments.claim([]).unwrap().rest, 3..10);
-        assert_eq!(segments.claim([700]).unwrap().rest, 700..710);
+        assert_eq!(segments.claim(&[]).unwrap().rest, 3..10);
+        assert_eq!(segments.claim(&[700]).unwrap().rest, 710..720);
+        assert_eq!(segments.claim_missing_in(705..725).unwrap().rest, 720..725);
     }
 
     #[derive(Debug, Clone)]
@@ -206,7 +206,7 @@ mod tests {
             for step in steps {
                 match step {
                     Step::Claim(wanted) => {
-                        if let Some(claim) = segments.claim(wanted) {
+                        if let Some(claim) = segments.claim(&wanted) {
                             prop_assert!(!claim.rest.is_empty() && claim.rest.end <= size);
                             for other in &claims {
                                 prop_assert!(other.rest.end <= claim.rest.start || claim.rest.end <= other.rest.start || other.rest.is_empty());
@@ -232,13 +232,13 @@ mod tests {
                 segments.release(&claim);
             }
             while !segments.is_complete() {
-                let mut claim = segments.claim([]).expect("what is missing can be claimed");
+                let mut claim = segments.claim(&[]).expect("what is missing can be claimed");
                 let rest = claim.rest.end - claim.rest.start;
                 receive(&mut segments, &mut claim, rest);
                 segments.release(&claim);
             }
             prop_assert!(arrived.iter().all(|there| *there));
-            prop_assert_eq!(segments.claim([0, size / 2]), None);
+            prop_assert_eq!(segments.claim(&[0, size / 2]), None);
         }
     }
 }

@@ -122,10 +122,17 @@ impl Tools {
     async fn open(&self, fill: &Fill, origin: &dyn Origin) -> Result<OriginBody, OriginError> {
         let large = fill.expected_bytes().is_some_and(|size| size >= self.limits.parallel_above_bytes);
         let ranges = large && !self.without_ranges.contains_key(&fill.key().registry);
-        let first = ranges.then_some(ByteRange { first: 0, last: self.limits.segment_bytes - 1 });
-        let body = origin.fetch(first).await?;
-        let whole = body.end.is_none() || body.end == body.total_bytes;
-        if body.offset == 0 && (whole || (first.is_some() && body.total_bytes.is_some())) {
+        if ranges {
+            let first = ByteRange { first: 0, last: self.limits.segment_bytes - 1 };
+            match origin.fetch(Some(first)).await {
+                Ok(body) if body.offset == 0 && body.total_bytes.is_some() => return Ok(body),
+                // Nothing that can be used; a plain request may bring the blob all the same.
+                Err(error) if error.kind != OriginErrorKind::Unusable => return Err(error),
+                Ok(_) | Err(_) => self.without_ranges.insert(fill.key().registry.clone(), ()),
+            }
+        }
+        let body = origin.fetch(None).await?;
+        if body.offset == 0 && (body.end.is_none() || body.end == body.total_bytes) {
             return Ok(body);
         }
         Err(OriginError {
@@ -202,7 +209,6 @@ impl Tools {
         body: OriginBody,
         size_bytes: u64,
     ) -> Result<Transferred, FillError> {
-        let label = origin.1.label();
         let partial = self.partial(fill, Some(size_bytes)).await?;
         let file = partial.file();
         let window = 2 * self.limits.connections_per_blob as u64 * self.limits.segment_bytes;
@@ -217,7 +223,7 @@ impl Tools {
         };
         let (resumes, verifier) = future::try_join(connections.run(body), hash).await?;
         drop(file);
-        let in_pieces = connections.in_pieces();
+        let (in_pieces, label) = (connections.in_pieces(), connections.label());
         self.finish(fill, &label, connections.into_partial(), verifier, in_pieces).await?;
         Ok(Transferred { size_bytes, resumes })
     }

@@ -10,8 +10,8 @@ struct Server {
     bytes: Bytes,
     /// Every so manieth body breaks off after so many bytes.
     cut: Option<(usize, usize)>,
-    /// Ranges are answered with the whole blob.
-    ignores_ranges: bool,
+    /// From this request on, ranges are answered with the whole blob.
+    ignores_ranges: Option<usize>,
     /// This byte is wrong in every answer to a range.
     corrupt_at: Option<usize>,
     /// Answers to ranges, after the first, say that the blob is larger.
@@ -32,7 +32,7 @@ impl Server {
         Self {
             bytes: bytes.clone(),
             cut: None,
-            ignores_ranges: false,
+            ignores_ranges: None,
             corrupt_at: None,
             wrong_total: false,
             gated: None,
@@ -51,7 +51,7 @@ impl Server {
         if self.refuses.load(Ordering::SeqCst) {
             return Err(failure(OriginErrorKind::NotFound));
         }
-        let ranged = range.is_some() && !self.ignores_ranges;
+        let ranged = range.is_some() && self.ignores_ranges.is_none_or(|from| number < from);
         let part = if ranged { range.unwrap_or_default() } else { 0..self.bytes.len() };
         let mut body = self.bytes[part.clone()].to_vec();
         if let Some(at) = self.corrupt_at.filter(|at| ranged && part.contains(at)) {
@@ -168,7 +168,7 @@ async fn an_upstream_that_breaks_off_again_and_again_gives_the_blob_all_the_same
 async fn an_upstream_that_knows_no_ranges_is_read_as_one_stream_and_not_asked_for_ranges_again() {
     let rig = Rig::new(64 * MIB as u64).await;
     let (bytes, digest, _) = content(LARGE, LARGE);
-    let server = Arc::new(Server { ignores_ranges: true, ..Server::of(&bytes) });
+    let server = Arc::new(Server { ignores_ranges: Some(0), ..Server::of(&bytes) });
     let fill = start(&rig, digest, LARGE, &server);
     assert!(read_all(&fill).await.0 == bytes);
     assert_eq!(server.asked.lock().len(), 1, "what it sent was the blob");
@@ -176,7 +176,7 @@ async fn an_upstream_that_knows_no_ranges_is_read_as_one_stream_and_not_asked_fo
     rig.assert_at_rest().await;
 
     let (other, digest, _) = content(LARGE + 1, LARGE);
-    let server = Arc::new(Server { ignores_ranges: true, cut: Some((1, 4 * MIB)), ..Server::of(&other) });
+    let server = Arc::new(Server { ignores_ranges: Some(0), cut: Some((1, 4 * MIB)), ..Server::of(&other) });
     let fill = start(&rig, digest, LARGE, &server);
     let (got, cut) = read_all(&fill).await;
     // It breaks off at the same byte each time, so it never ends; what came before is right.
@@ -203,23 +203,39 @@ async fn a_whole_blob_in_answer_to_a_range_is_skipped_through() {
 }
 
 #[tokio::test]
-async fn a_segment_of_another_blob_or_with_a_wrong_byte_is_never_committed() {
-    for (corrupt_at, wrong_total) in [(Some(MIB + 7), false), (None, true)] {
-        let rig = Rig::new(64 * MIB as u64).await;
+async fn a_segment_with_a_wrong_byte_is_never_committed() {
+    let rig = Rig::new(64 * MIB as u64).await;
+    let (bytes, digest, _) = content(LARGE, LARGE);
+    let server = Arc::new(Server { corrupt_at: Some(MIB + 7), ..Server::of(&bytes) });
+    let fill = start(&rig, digest, LARGE, &server);
+    let (got, cut) = read_all(&fill).await;
+    assert!(cut.is_some() && got.len() < LARGE);
+    drop(fill);
+    rig.assert_at_rest().await;
+    assert_eq!(rig.store.size_of(&digest), None);
+    // Pieces may have been of different content: one download in a single response comes before the blame.
+    let fill = start(&rig, digest, LARGE, &server);
+    assert_eq!(read_all(&fill).await.0, bytes);
+    assert_eq!(server.asked.lock().last(), Some(&None));
+    drop(fill);
+    rig.assert_at_rest().await;
+}
+
+#[tokio::test]
+async fn an_upstream_whose_ranges_turn_bad_is_read_as_one_stream_from_then_on() {
+    for bad in [1, 2, 5] {
         let (bytes, digest, _) = content(LARGE, LARGE);
-        let server = Arc::new(Server { corrupt_at, wrong_total, ..Server::of(&bytes) });
-        let fill = start(&rig, digest, LARGE, &server);
-        let (got, cut) = read_all(&fill).await;
-        assert!(cut.is_some() && got.len() < LARGE);
-        drop(fill);
-        rig.assert_at_rest().await;
-        assert_eq!(rig.store.size_of(&digest), None);
-        // Pieces may have been of different content: one download in a single response comes before the blame.
-        let fill = start(&rig, digest, LARGE, &server);
-        assert_eq!(read_all(&fill).await.0, bytes, "{corrupt_at:?}");
-        assert_eq!(server.asked.lock().last(), Some(&None));
-        drop(fill);
-        rig.assert_at_rest().await;
+        let wrong_total = Server { wrong_total: true, ..Server::of(&bytes) };
+        let ignores = Server { ignores_ranges: Some(bad), ..Server::of(&bytes) };
+        for server in [Arc::new(wrong_total), Arc::new(ignores)] {
+            let rig = Rig::new(64 * MIB as u64).await;
+            let fill = start(&rig, digest, LARGE, &server);
+            let (got, cut) = read_all(&fill).await;
+            assert!(cut.is_none() && got == bytes, "{cut:?}");
+            drop(fill);
+            rig.assert_at_rest().await;
+            assert!(rig.store.size_of(&digest).is_some());
+        }
     }
 }
 
