@@ -274,7 +274,7 @@ fn client(upstream: &Upstream, registry: &RegistryName, metrics: &Arc<Metrics>) 
     let credential = |credential: &config::Credential| upstream::Credential {
         scope: credential.scope.clone(),
         username: credential.username.clone(),
-        password: upstream::Secret::new(credential.password.expose()),
+        password: credential.password.clone(),
     };
     let options = upstream::Options {
         name: upstream.name.as_str().to_owned(),

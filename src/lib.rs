@@ -31,6 +31,7 @@ pub mod demo;
 pub mod clock;
 pub mod files;
 pub mod metrics;
+pub mod secret;
 pub mod shutdown;
 pub mod tasks;
 pub mod telemetry;

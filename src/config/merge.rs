@@ -7,9 +7,10 @@ use super::meaning::{count, value_or};
 use super::mistake::{Located, Mistakes, Place, quoted};
 use super::upstream::{Credential, TagGlobs, Upstream, UpstreamName};
 use super::written::{self, Setting, WrittenCredential, WrittenUpstream};
-use super::{Secret, Tags, builtin};
+use super::{Tags, builtin};
 use crate::files;
 use crate::oci::RepositoryName;
+use crate::secret::Secret;
 
 /// The longest password file that is read.
 const PASSWORD_FILE_BYTES_MAX: u64 = 64 << 10;

@@ -13,7 +13,6 @@ mod merge;
 mod mistake;
 mod reader;
 mod schema;
-pub mod secret;
 mod show;
 pub mod upstream;
 mod values;
@@ -32,7 +31,6 @@ use crate::oci::RegistryName;
 pub use capacity::{Capacity, FileSystemFacts, Floor, MinFree};
 pub use load::{Env, Flags, ProcessEnv, load, load_text};
 pub use mistake::{ConfigErrors, EXIT_CONFIG, Mistake, Place, Position, Source};
-pub use secret::Secret;
 pub use upstream::{Credential, TagGlobs, Upstream, UpstreamName};
 
 /// The configuration as meant: complete, checked, with nothing left to look up.

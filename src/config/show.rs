@@ -4,9 +4,9 @@ use std::fmt::{self, Display};
 use std::net::SocketAddr;
 use std::path::Path;
 
-use super::secret::REDACTED;
 use super::values::{bytes_text, duration_text};
 use super::{Capacity, Config, Credential, LogFormat, StaleIfError, Tags, UnverifiedRanges, Upstream};
+use crate::secret::REDACTED;
 
 /// A configuration on its way to paper. Upstreams show where they are and how long tags last, else only what is unusual.
 struct Shown<'a>(&'a Config);

@@ -9,8 +9,9 @@ use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
 use url::Url;
 
 use super::mistake::quoted;
-use super::{Secret, StaleIfError, Tags};
+use super::{StaleIfError, Tags};
 use crate::oci::{RegistryName, Tag};
+use crate::secret::Secret;
 
 /// A registry, or a family of registries, that is mirrored.
 #[derive(Debug, Clone, PartialEq)]

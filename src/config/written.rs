@@ -10,8 +10,9 @@ use url::Url;
 use super::mistake::{Located, Place, quoted};
 use super::reader::{Entry, Section};
 use super::upstream::{TagGlobs, UpstreamName};
-use super::{Capacity, LogFormat, MinFree, Secret, StaleIfError, UnverifiedRanges, schema, values};
+use super::{Capacity, LogFormat, MinFree, StaleIfError, UnverifiedRanges, schema, values};
 use crate::oci::{RegistryName, RepositoryName};
+use crate::secret::Secret;
 
 /// A setting that may have been written.
 pub(super) type Setting<T> = Option<Located<T>>;

@@ -1,12 +1,7 @@
 //! User names and passwords for registries, and which of them belongs to a repository.
 
-use std::fmt;
-
 use crate::oci::Repository;
-
-/// A text that is never shown: not in messages, not in logs, not in debug output.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
+use crate::secret::Secret;
 
 /// A user name and password, and the repositories that they are for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,26 +17,6 @@ pub struct Credential {
 
 /// A credential of this upstream, by its place in the list.
 pub(super) type CredentialId = usize;
-
-// === impl Secret ===
-
-impl Secret {
-    /// Wraps a text so that it can't be shown by accident.
-    pub fn new(text: impl Into<String>) -> Self {
-        Self(text.into())
-    }
-
-    /// The text itself, for putting it on the wire.
-    pub fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("(secret)")
-    }
-}
 
 // === impl Credential ===
 

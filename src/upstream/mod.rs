@@ -32,7 +32,7 @@ use tokio::sync::Semaphore;
 use url::{Host, Url};
 
 pub use blobs::{BlobHead, BlobRange, BlobStream};
-pub use credentials::{Credential, Secret};
+pub use credentials::Credential;
 pub use error::{Phase, UpstreamError, UpstreamErrorKind};
 pub use lists::{Referrers, TagCursor, TagPage};
 pub use manifests::{ManifestBody, ManifestHead};

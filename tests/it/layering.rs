@@ -3,14 +3,15 @@
 use std::path::{Path, PathBuf};
 
 /// Modules that everything but `oci` may use: they know nothing of the rest.
-const LEAVES: [&str; 4] = ["oci", "clock", "tasks", "metrics"];
+const LEAVES: [&str; 5] = ["oci", "clock", "secret", "tasks", "metrics"];
 
 /// Which modules of ours each may use besides [`LEAVES`] and itself (design §3). `*` is all.
-const MAY_USE: [(&str, &[&str]); 18] = [
+const MAY_USE: [(&str, &[&str]); 19] = [
     ("oci", &[]),
     ("clock", &[]),
     ("tasks", &[]),
     ("metrics", &[]),
+    ("secret", &[]),
     ("files", &[]),
     ("shutdown", &[]),
     ("telemetry", &["config"]),

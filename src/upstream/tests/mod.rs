@@ -216,8 +216,11 @@ fn options(endpoints: Vec<Url>) -> Options {
 }
 
 fn with_credential(mut options: Options) -> Options {
-    options.credentials =
-        vec![Credential { scope: "corp".to_owned(), username: "bot".to_owned(), password: Secret::new("hunter2") }];
+    options.credentials = vec![Credential {
+        scope: "corp".to_owned(),
+        username: "bot".to_owned(),
+        password: crate::secret::Secret::new("hunter2"),
+    }];
     options
 }
 
