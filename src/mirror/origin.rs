@@ -8,7 +8,7 @@ use futures_util::{FutureExt, StreamExt};
 use crate::fill::{Origin, OriginBody, OriginError, OriginErrorKind};
 use crate::oci::range::ByteRange;
 use crate::oci::{Digest, Repository};
-use crate::upstream::{BlobRange, Phase, Upstream, UpstreamError, UpstreamErrorKind};
+use crate::upstream::{BlobRange, Lane, Phase, Upstream, UpstreamError, UpstreamErrorKind};
 
 /// A blob in an upstream's repository, opened with the credential that is configured for it.
 #[derive(Debug)]
@@ -26,7 +26,7 @@ impl Origin for UpstreamOrigin {
     fn fetch(&self, range: Option<ByteRange>) -> BoxFuture<'_, Result<OriginBody, OriginError>> {
         async move {
             let range = range.map(|range| BlobRange { first: range.first, last: Some(range.last) });
-            let stream = self.client.get_blob(&self.repository, &self.digest, range).await?;
+            let stream = self.client.get_blob(&self.repository, &self.digest, range, Lane::Foreground).await?;
             Ok(OriginBody {
                 offset: stream.offset,
                 end: stream.length.map(|length| stream.offset + length),

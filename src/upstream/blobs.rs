@@ -8,10 +8,10 @@ use futures_util::StreamExt;
 use futures_util::stream::{self, BoxStream};
 use http::{HeaderMap, StatusCode, header};
 use reqwest::{Method, Response};
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 
 use super::error::{Failure, Phase, UpstreamError, UpstreamErrorKind};
+use super::lanes::{Lane, Permit, Use};
 use super::manifests::{as_it_is, no_page, number, whole};
 use super::request::{Answer, Ask};
 use super::{Access, Upstream};
@@ -66,7 +66,7 @@ struct BodyReader {
     missing: Option<u64>,
     received: Counter,
     /// Held while the connection is in use.
-    _permit: OwnedSemaphorePermit,
+    _permit: Permit,
 }
 
 // === impl Upstream ===
@@ -116,13 +116,21 @@ impl Upstream {
     ///
     /// An answer to a range is checked against what was asked for: its first byte is that one, and its last byte does not
     /// lie beyond. An upstream that sends everything instead is no error: the stream's `offset` then is 0.
+    ///
+    /// A range may be asked for right where the registry's redirect led to a moment ago. `lane` says who waits.
     pub async fn get_blob(
         &self,
         repository: &Repository,
         digest: &Digest,
         range: Option<BlobRange>,
+        lane: Lane,
     ) -> Result<BlobStream, UpstreamError> {
-        let ask = Ask { range, ..Ask::get("blob", repository, format!("blobs/{digest}")) };
+        let ask = Ask {
+            range,
+            wanted: Use::Body(lane),
+            blob: Some(digest),
+            ..Ask::get("blob", repository, format!("blobs/{digest}"))
+        };
         let answer = self.0.ask(&ask).await?;
         self.checked(as_it_is(answer.response.headers()), &answer)?;
         self.checked(no_page(answer.response.headers()), &answer)?;

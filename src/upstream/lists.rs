@@ -5,6 +5,7 @@ use serde_json::Value;
 use url::{Url, form_urlencoded};
 
 use super::error::{Failure, UpstreamError, UpstreamErrorKind};
+use super::lanes::Use;
 use super::link;
 use super::manifests::{as_it_is, whole};
 use super::request::Ask;
@@ -78,7 +79,7 @@ impl Upstream {
         access: Access,
     ) -> Result<TagPage, UpstreamError> {
         let query = page_query(limit, last);
-        let ask = Ask { query, access, ..Ask::get("tags", repository, "tags/list".to_owned()) };
+        let ask = Ask { query, access, wanted: Use::List, ..Ask::get("tags", repository, "tags/list".to_owned()) };
         let answer = self.0.ask(&ask).await?;
         self.checked(whole(&answer), &answer)?;
         self.checked(as_it_is(answer.response.headers()), &answer)?;

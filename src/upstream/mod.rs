@@ -11,8 +11,10 @@ mod client;
 mod credentials;
 mod endpoint;
 mod error;
+mod lanes;
 mod link;
 mod lists;
+mod locations;
 mod manifests;
 mod redirect;
 mod request;
@@ -28,12 +30,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
 use url::{Host, Url};
 
 pub use blobs::{BlobHead, BlobRange, BlobStream};
 pub use credentials::Credential;
 pub use error::{Phase, UpstreamError, UpstreamErrorKind};
+pub use lanes::Lane;
 pub use lists::{Referrers, TagCursor, TagPage};
 pub use manifests::{ManifestBody, ManifestHead};
 
@@ -41,6 +43,8 @@ use crate::metrics::Metrics;
 use crate::oci::Repository;
 use client::{Client, Settings};
 use endpoint::Endpoint;
+use lanes::Lanes;
+use locations::Locations;
 use resolver::{Network, Resolver};
 use token::Tokens;
 
@@ -65,7 +69,8 @@ pub struct Options {
     pub header_timeout: Duration,
     /// How long a body may pause.
     pub read_idle_timeout: Duration,
-    /// Requests at once, each counted until its body has been read; at least 1.
+    /// Requests at once, each counted until its body has been read; at least 1. An eighth of them is never taken by bodies, and
+    /// of the rest a third never by those that nobody waits for.
     pub max_connections: usize,
     /// Hosts, with a port for that one alone, or `*.suffix`, that redirects and token realms may point at though they are private.
     pub redirect_hosts: Vec<String>,
@@ -93,7 +98,8 @@ struct Inner {
     client: Client,
     resolver: Resolver,
     tokens: Arc<Tokens>,
-    permits: Arc<Semaphore>,
+    lanes: Lanes,
+    locations: Locations,
 }
 
 // === impl Upstream ===
@@ -114,14 +120,13 @@ impl Upstream {
         let hosts = options.redirect_hosts.iter().map(String::as_str).chain(siblings);
         let redirect_hosts = hosts.map(str::to_ascii_lowercase).collect();
         let resolver = Resolver::new(network, names, options.public_only);
-        let connections = options.max_connections.clamp(1, Semaphore::MAX_PERMITS);
         let settings = Settings {
             ca_file: options.ca_file,
             skip_verify: options.insecure_skip_verify,
             connect_timeout: options.connect_timeout,
             header_timeout: options.header_timeout,
             read_idle_timeout: options.read_idle_timeout,
-            max_connections: connections,
+            max_connections: options.max_connections,
         };
         Self(Arc::new(Inner {
             client: Client::new(options.name.clone(), settings, resolver.clone(), metrics),
@@ -132,7 +137,8 @@ impl Upstream {
             public_only: options.public_only,
             resolver,
             tokens: Tokens::new(),
-            permits: Arc::new(Semaphore::new(connections)),
+            lanes: Lanes::new(options.max_connections),
+            locations: Locations::new(),
         }))
     }
 

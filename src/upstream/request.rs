@@ -5,17 +5,18 @@ use std::time::Duration;
 
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use reqwest::{Method, Response};
-use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::timeout;
 use url::Url;
 
 use super::credentials::{Credential, CredentialId};
 use super::endpoint::Endpoint;
 use super::error::{Failure, Phase, UpstreamError, UpstreamErrorKind, shortened};
+use super::lanes::{Permit, Use};
+use super::locations::Location;
+use super::manifests::no_page;
 use super::redirect::{HOPS_MAX, Rules, Target, same_place};
 use super::{Access, BlobRange, Inner, credentials};
 use crate::clock::Timestamp;
-use crate::oci::Repository;
+use crate::oci::{Digest, Repository};
 
 /// What is asked of an upstream.
 #[derive(Clone, Debug)]
@@ -32,6 +33,10 @@ pub(super) struct Ask<'a> {
     pub(super) access: Access,
     /// Whether a redirect may lead to another host.
     pub(super) may_leave: bool,
+    /// What its connection is used for.
+    pub(super) wanted: Use,
+    /// The blob whose bytes are asked for.
+    pub(super) blob: Option<&'a Digest>,
 }
 
 /// What is sent to prove who we are. Never crosses to another host or port.
@@ -47,6 +52,8 @@ pub(super) struct Reply {
     pub(super) response: Response,
     /// A redirect led to another host or port, so its status says nothing about our rights at the registry.
     pub(super) left: bool,
+    /// That other host had a door of its own, so its address alone opens nothing.
+    pub(super) opened: bool,
 }
 
 /// A good answer: 200, 206 or 416. The permit belongs to whoever reads the body.
@@ -54,7 +61,7 @@ pub(super) struct Reply {
 pub(super) struct Answer {
     pub(super) response: Response,
     pub(super) endpoint: String,
-    pub(super) permit: OwnedSemaphorePermit,
+    pub(super) permit: Permit,
 }
 
 /// Error bodies are looked into up to this size.
@@ -79,6 +86,8 @@ impl<'a> Ask<'a> {
             range: None,
             access: Access::Configured,
             may_leave: true,
+            wanted: Use::Check,
+            blob: None,
         }
     }
 
@@ -111,7 +120,10 @@ impl Reply {
 impl Inner {
     /// Asks the endpoints in turn until one says something about the content, be it yes or no.
     pub(super) async fn ask(self: &Arc<Self>, ask: &Ask<'_>) -> Result<Answer, UpstreamError> {
-        let permit = self.permit().await?;
+        let permit = self.permit(ask.wanted).await?;
+        if let Some((response, endpoint)) = self.ask_where_it_lay(ask).await? {
+            return Ok(Answer { response, endpoint, permit });
+        }
         let mut first_error = None;
         for endpoint in self.endpoints_in_order() {
             // Boxed, for the way through redirects and tokens is a long one.
@@ -144,14 +156,48 @@ impl Inner {
         }
     }
 
-    async fn permit(&self) -> Result<OwnedSemaphorePermit, UpstreamError> {
-        let acquired = timeout(self.client.settings.header_timeout, Arc::clone(&self.permits).acquire_owned()).await;
+    async fn permit(&self, wanted: Use) -> Result<Permit, UpstreamError> {
         let busy = || {
             let endpoint = self.endpoints.first().map_or("-", Endpoint::label);
             Failure::timeout(Phase::Queue).at(&self.name, endpoint)
         };
-        // The semaphore is never closed, so the inner error can't happen.
-        acquired.ok().and_then(Result::ok).ok_or_else(busy)
+        self.lanes.enter(wanted, self.client.settings.header_timeout).await.ok_or_else(busy)
+    }
+
+    /// Asks for a part of a blob where the registry's redirect led to a moment ago, so that ranges of one blob cost the
+    /// registry one request. `None`: nothing is remembered, or it is no longer good, so the registry must be asked.
+    async fn ask_where_it_lay(&self, ask: &Ask<'_>) -> Result<Option<(Response, String)>, UpstreamError> {
+        let (Some(digest), Some(_)) = (ask.blob, ask.range) else { return Ok(None) };
+        let Some(location) = self.locations.get(ask.repository, digest) else { return Ok(None) };
+        let Some(endpoint) = self.endpoints.get(location.endpoint) else { return Ok(None) };
+        let at = |failure: Failure| failure.at(&self.name, endpoint.label());
+        let request = self.request(ask, &location.url, None).await.map_err(at)?;
+        match self.client.send(ask.kind, request).await {
+            Ok(response) if is_content(&response) => {
+                self.client.metrics().upstream_succeeded(&self.name);
+                Ok(Some((response, endpoint.label().to_owned())))
+            }
+            // Expired, revoked, moved or broken: whatever it is, this address is never asked again.
+            Ok(response) => {
+                self.locations.forget(ask.repository, digest, &location);
+                self.client.drain(response).await;
+                Ok(None)
+            }
+            Err(failure) => {
+                self.locations.forget(ask.repository, digest, &location);
+                // Whoever waits has waited for one deadline already.
+                if matches!(failure.kind, UpstreamErrorKind::Timeout(_)) { Err(at(failure)) } else { Ok(None) }
+            }
+        }
+    }
+
+    /// Remembers where a blob's bytes came from, if that address can be asked again as it is.
+    fn remember_location(&self, ask: &Ask<'_>, endpoint: &Endpoint, reply: &Reply) {
+        let (Some(digest), true, false) = (ask.blob, reply.left, reply.opened) else { return };
+        if let Some(endpoint) = self.endpoints.iter().position(|known| std::ptr::eq(known, endpoint)) {
+            let location = Location { url: reply.response.url().clone(), endpoint };
+            self.locations.remember(ask.repository, digest, location);
+        }
     }
 
     /// As configured, but those that failed just now come last.
@@ -166,7 +212,10 @@ impl Inner {
         let reply = self.ask_authorized(endpoint, ask).await?;
         let status = reply.response.status();
         match status {
-            StatusCode::OK | StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE => Ok(reply.response),
+            StatusCode::OK | StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE => {
+                self.remember_location(ask, endpoint, &reply);
+                Ok(reply.response)
+            }
             _ if status.is_success() => Err(Failure::protocol(format!("status {status} to a read"))),
             _ => Err(self.failure_of(reply).await),
         }
@@ -219,17 +268,17 @@ impl Inner {
             if left && status == StatusCode::UNAUTHORIZED && !opened {
                 opened = true;
                 let Some(pass) = self.foreign_pass(endpoint, &url, response.headers()).await else {
-                    return Ok(Reply { response, left });
+                    return Ok(Reply { response, left, opened });
                 };
                 authorization = Some(Authorization::Bearer(pass));
                 self.client.drain(response).await;
                 continue;
             }
             if !is_redirect(status) {
-                return Ok(Reply { response, left });
+                return Ok(Reply { response, left, opened });
             }
             if !ask.may_leave && leads_away(&url, response.headers()) {
-                return Ok(Reply { response, left: true });
+                return Ok(Reply { response, left: true, opened });
             }
             hops += 1;
             if hops > HOPS_MAX {
@@ -307,6 +356,11 @@ pub(super) fn status_failure(status: StatusCode, headers: &HeaderMap) -> Failure
         StatusCode::TOO_MANY_REQUESTS => UpstreamErrorKind::RateLimited { retry_after: retry_after(headers) }.into(),
         _ => UpstreamErrorKind::Status(status.as_u16()).into(),
     }
+}
+
+/// Whether an answer to a question for a blob brings bytes of it.
+fn is_content(response: &Response) -> bool {
+    matches!(response.status(), StatusCode::OK | StatusCode::PARTIAL_CONTENT) && no_page(response.headers()).is_ok()
 }
 
 fn is_redirect(status: StatusCode) -> bool {

@@ -18,6 +18,7 @@ use crate::tasks;
 mod auth;
 mod bodies;
 mod lists;
+mod locations;
 mod places;
 mod tls;
 
@@ -241,7 +242,7 @@ async fn get(upstream: &Upstream) -> Result<ManifestBody, UpstreamError> {
 }
 
 async fn blob(upstream: &Upstream, range: Option<BlobRange>) -> Result<BlobStream, UpstreamError> {
-    upstream.get_blob(&app(), &Digest::sha256(b"blob"), range).await
+    upstream.get_blob(&app(), &Digest::sha256(b"blob"), range, Lane::Foreground).await
 }
 
 async fn read(stream: BlobStream) -> Result<Vec<u8>, UpstreamError> {
