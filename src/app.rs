@@ -18,6 +18,7 @@ use crate::server::accept::{self, Drained, Limits};
 use crate::server::admin::{self, Readiness};
 use crate::server::listen::{self, ListenError};
 use crate::server::router::{self, Edge};
+use crate::server::tls::{CertificateFiles, Tls, TlsError};
 use crate::shutdown::Shutdown;
 use crate::store::{self, Faults, Store, StoreError};
 use crate::tasks::{self, Pool, PoolError};
@@ -56,6 +57,9 @@ pub enum StartError {
     /// The data directory can't be used.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// A certificate can't be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// Threads could not be started.
     #[error(transparent)]
     Pool(#[from] PoolError),
@@ -88,16 +92,17 @@ pub async fn start_with(config: &Config, faults: Option<Arc<dyn Faults>>) -> Res
     let shutdown = Shutdown::new(GRACE);
     // Health can be asked for until the very end.
     let admin_shutdown = Shutdown::new(Duration::from_secs(1));
+    let (tls, admin_tls) = (tls(&config.server.tls)?, tls(&config.admin.tls)?);
     let listeners = listen::bind(&config.server.listen)?;
     let admin_listeners = listen::bind(&config.admin.listen)?;
     let (listen, admin) = (addresses(&listeners), addresses(&admin_listeners));
     let limits = Limits { connections_max: config.server.max_connections, ..Limits::default() };
     let admin_router = admin::router(Arc::clone(&metrics), readiness.clone());
-    let admin_tasks = serve(admin_listeners, &admin_router, limits, &metrics, &admin_shutdown);
+    let admin_tasks = serve(admin_listeners, admin_tls.as_ref(), &admin_router, limits, &metrics, &admin_shutdown);
 
     let edge = Arc::new(OnceLock::new());
     let router = router::router(Arc::clone(&edge), Arc::clone(&metrics));
-    let accepting = serve(listeners, &router, limits, &metrics, &shutdown);
+    let accepting = serve(listeners, tls.as_ref(), &router, limits, &metrics, &shutdown);
 
     let store = open_store(config, &metrics, faults).await?;
     let cores = thread::available_parallelism().map_or(1, usize::from);
@@ -168,13 +173,27 @@ fn addresses(listeners: &[TcpListener]) -> Vec<SocketAddr> {
 
 fn serve(
     listeners: Vec<TcpListener>,
+    tls: Option<&Tls>,
     router: &Router,
     limits: Limits,
     metrics: &Arc<Metrics>,
     shutdown: &Shutdown,
 ) -> Vec<JoinHandle<Drained>> {
-    let one = |listener| accept::serve(listener, router.clone(), limits, Arc::clone(metrics), shutdown.clone());
+    let one = |listener| {
+        let (tls, router) = (tls.cloned(), router.clone());
+        let (metrics, shutdown) = (Arc::clone(metrics), shutdown.clone());
+        async move { accept::serve(listener, tls.as_ref(), router, limits, metrics, shutdown).await }
+    };
     listeners.into_iter().map(one).map(|serving| tasks::spawn("accept", serving)).collect()
+}
+
+/// What listeners show; `None` for plain HTTP.
+fn tls(certificates: &[config::Certificate]) -> Result<Option<Tls>, TlsError> {
+    let files = |config::Certificate { cert, key }: &config::Certificate| CertificateFiles {
+        cert: cert.clone(),
+        key: key.clone(),
+    };
+    (!certificates.is_empty()).then(|| Tls::read(certificates.iter().map(files).collect())).transpose()
 }
 
 fn limits_of(config: &Config) -> fill::Limits {

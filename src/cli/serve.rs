@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::process::ExitCode;
 
 use crate::app::{self, Running};
-use crate::config::{Config, LogFormat};
+use crate::config::{Certificate, Config, LogFormat};
 use crate::server::listen;
 use crate::telemetry;
 
@@ -71,10 +71,10 @@ fn announce(config: &Config, running: &Running) {
         );
     }
     for address in &running.admin {
-        tracing::info!(%address, "health and metrics on http://{address}/readyz and /metrics");
+        tracing::info!(%address, "health and metrics on {}://{address}/readyz and /metrics", scheme(&config.admin.tls));
     }
     for address in &running.listen {
-        tracing::info!(%address, offline = config.offline, "serving on http://{address}/v2/");
+        tracing::info!(%address, offline = config.offline, "serving on {}://{address}/v2/", scheme(&config.server.tls));
         if let Some(upstream) = &config.server.default_upstream {
             tracing::info!(
                 "try: skopeo inspect --tls-verify=false docker://{}/{upstream}/library/alpine",
@@ -82,6 +82,10 @@ fn announce(config: &Config, running: &Running) {
             );
         }
     }
+}
+
+fn scheme(certificates: &[Certificate]) -> &'static str {
+    if certificates.is_empty() { "http" } else { "https" }
 }
 
 /// An address that a client on this machine can use.

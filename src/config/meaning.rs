@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use super::mistake::{Located, Mistakes, Place, most_like, quoted};
 use super::upstream::{Upstream, serving};
 use super::written::{Setting, Written};
-use super::{Admin, Config, Fill, Log, Server, Storage, Tags, merge};
+use super::{Admin, Config, Fill, Log, Server, Storage, Tags, certificate, merge};
 use crate::oci::RegistryName;
 
 /// What a configuration means. With mistakes reported, the result is whole but not to be used.
@@ -41,8 +41,12 @@ pub(super) fn mean(written: Written, mistakes: &Mistakes) -> Config {
             max_connections: written
                 .max_connections
                 .map_or(default.server.max_connections, |written| count(written.value)),
+            tls: certificate::mean(written.tls, mistakes),
         },
-        admin: Admin { listen: admin_listen.into_iter().map(|address| address.value).collect() },
+        admin: Admin {
+            listen: admin_listen.into_iter().map(|address| address.value).collect(),
+            tls: certificate::mean(written.admin_tls, mistakes),
+        },
         storage: Storage {
             path: value_or(written.path, default.storage.path),
             capacity: value_or(written.capacity, default.storage.capacity),

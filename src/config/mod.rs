@@ -7,6 +7,7 @@
 
 mod builtin;
 pub mod capacity;
+mod certificate;
 mod load;
 mod meaning;
 mod merge;
@@ -29,6 +30,7 @@ use std::time::Duration;
 use crate::oci::RegistryName;
 
 pub use capacity::{Capacity, FileSystemFacts, Floor, MinFree};
+pub use certificate::Certificate;
 pub use load::{Env, Flags, ProcessEnv, load, load_text};
 pub use mistake::{ConfigErrors, EXIT_CONFIG, Mistake, Place, Position, Source};
 pub use upstream::{Credential, TagGlobs, Upstream, UpstreamName};
@@ -67,6 +69,8 @@ pub struct Server {
     pub client_header_timeout: Duration,
     /// How many client connections are open at most.
     pub max_connections: usize,
+    /// What it shows clients; empty for plain HTTP.
+    pub tls: Vec<Certificate>,
 }
 
 /// `[admin]`: where operators ask.
@@ -74,6 +78,8 @@ pub struct Server {
 pub struct Admin {
     /// Where it listens; empty turns it off.
     pub listen: Vec<SocketAddr>,
+    /// What it shows operators; empty for plain HTTP.
+    pub tls: Vec<Certificate>,
 }
 
 /// `[storage]`: the data directory.
@@ -186,6 +192,7 @@ impl Default for Server {
             hosts: BTreeMap::new(),
             client_header_timeout: Duration::from_secs(10),
             max_connections: 10_000,
+            tls: Vec::new(),
         }
     }
 }
@@ -203,7 +210,7 @@ impl Server {
 
 impl Default for Admin {
     fn default() -> Self {
-        Self { listen: vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 5051))] }
+        Self { listen: vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 5051))], tls: Vec::new() }
     }
 }
 

@@ -37,6 +37,7 @@ const DURATION: &str = "a duration such as \"500ms\", \"30s\", \"1m\" or \"12h\"
 const COUNT: &str = "a number";
 const LISTEN: &str = "an address and port such as \"127.0.0.1:5050\" or \"[::1]:5050\", or a list of such";
 const CAPACITY: &str = "a size such as \"50GiB\" or \"12345B\", or a share such as \"80%\"";
+const TLS: &str = "a list of tables such as [{ cert = \"…\", key = \"…\" }], or one such table";
 const STALE: &str = "\"forever\", \"never\" or a duration such as \"12h\"";
 
 /// The top of the file.
@@ -63,11 +64,15 @@ pub(super) const SERVER: Schema = Schema {
         key("hosts", "a table of Host headers and the upstreams they stand for"),
         key("client_header_timeout", DURATION),
         key("max_connections", COUNT),
+        key("tls", TLS),
     ],
 };
 
+/// An entry of `tls`, also in `[admin]`.
+pub(super) const CERTIFICATE: Schema = Schema { path: "server.tls", keys: &[key("cert", PATH), key("key", PATH)] };
+
 /// `[admin]`
-pub(super) const ADMIN: Schema = Schema { path: "admin", keys: &[key("listen", LISTEN)] };
+pub(super) const ADMIN: Schema = Schema { path: "admin", keys: &[key("listen", LISTEN), key("tls", TLS)] };
 
 /// `[storage]`
 pub(super) const STORAGE: Schema =
@@ -128,4 +133,4 @@ pub(super) const CREDENTIAL: Schema = Schema {
 };
 
 /// All of them, to find the section that a misplaced key belongs to, and for the test of the full example.
-pub(super) const ALL: [Schema; 9] = [ROOT, SERVER, ADMIN, STORAGE, FILL, TAGS, LOG, UPSTREAM, CREDENTIAL];
+pub(super) const ALL: [Schema; 10] = [ROOT, SERVER, CERTIFICATE, ADMIN, STORAGE, FILL, TAGS, LOG, UPSTREAM, CREDENTIAL];

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 use super::values::{bytes_text, duration_text};
-use super::{Capacity, Config, Credential, LogFormat, StaleIfError, Tags, UnverifiedRanges, Upstream};
+use super::{Capacity, Certificate, Config, Credential, LogFormat, StaleIfError, Tags, UnverifiedRanges, Upstream};
 use crate::secret::REDACTED;
 
 /// A configuration on its way to paper. Upstreams show where they are and how long tags last, else only what is unusual.
@@ -29,11 +29,13 @@ impl Display for Shown<'_> {
         writeln!(f, "default_upstream = {}", text(default_upstream))?;
         writeln!(f, "client_header_timeout = {}", text(&duration_text(server.client_header_timeout)))?;
         writeln!(f, "max_connections = {}", server.max_connections)?;
+        show_tls(f, &server.tls)?;
         if !server.hosts.is_empty() {
             writeln!(f, "\n[server.hosts]")?;
             server.hosts.iter().try_for_each(|(host, name)| writeln!(f, "{} = {}", text(host), text(name.as_str())))?;
         }
         writeln!(f, "\n[admin]\nlisten = {}", addresses(&admin.listen))?;
+        show_tls(f, &admin.tls)?;
         writeln!(f, "\n[storage]\npath = {}", path(&storage.path))?;
         match storage.capacity {
             Capacity::Default => writeln!(f, "# capacity: found out at start, from the file system")?,
@@ -57,6 +59,14 @@ impl Display for Shown<'_> {
         };
         writeln!(f, "\n[log]\nformat = {}\nlevel = {}", text(format), text(&log.level))?;
         upstreams.iter().try_for_each(|upstream| show_upstream(f, upstream, tags))
+    }
+}
+
+fn show_tls(f: &mut fmt::Formatter<'_>, certificates: &[Certificate]) -> fmt::Result {
+    let one = |Certificate { cert, key }: &Certificate| format!("{{ cert = {}, key = {} }}", path(cert), path(key));
+    match certificates.iter().map(one).collect::<Vec<_>>() {
+        none if none.is_empty() => Ok(()),
+        some => writeln!(f, "tls = [{}]", some.join(", ")),
     }
 }
 

@@ -65,8 +65,11 @@ fn everything_that_can_be_written_is_meant() {
     let file = FULL_EXAMPLE.replace("/secrets", folder.path().to_str().unwrap());
     std::fs::write(folder.path().join("team"), "from-a-file\n").unwrap();
     std::fs::write(folder.path().join("ca.pem"), "-----BEGIN CERTIFICATE-----\n").unwrap();
+    write_certificates(folder.path());
     let config = good(&file);
     assert!(config.offline);
+    assert_eq!(config.server.tls[1].key, folder.path().join("b.key"));
+    assert_eq!(config.admin.tls, config.server.tls[..1]);
     assert_eq!(config.server.listen, ["0.0.0.0:80".parse().unwrap(), "[::1]:81".parse().unwrap()]);
     assert_eq!(config.server.default_upstream, Some("registry.corp:5000".parse().unwrap()));
     assert_eq!(config.server.registry_of_host("Hub.Mirror.Corp:8080").unwrap().as_str(), "docker.io");
@@ -96,13 +99,21 @@ fn everything_that_can_be_written_is_meant() {
     assert_eq!(upstream.redirect_hosts, ["blobs.corp:8443", "*.storage.corp"]);
 }
 
+fn write_certificates(folder: &Path) {
+    for name in ["a.crt", "a.key", "b.crt", "b.key", "tls.crt", "tls.key", "admin.crt", "admin.key"] {
+        std::fs::write(folder.join(name), "").unwrap();
+    }
+}
+
 const FULL_EXAMPLE: &str = r#"
 offline = true
 server.listen = ["0.0.0.0:80", "[::1]:81"]
 server.default_upstream = "mirror/corp"
 server.hosts = { "HUB.mirror.corp" = "index.docker.io", "own.corp:99" = "corp" }
 server.max_connections = 7
+server.tls = [{ cert = "/secrets/a.crt", key = "/secrets/a.key" }, { cert = "/secrets/b.crt", key = "/secrets/b.key" }]
 admin.listen = []
+admin.tls = { cert = "/secrets/a.crt", key = "/secrets/a.key" }
 storage = { path = "/data", capacity = "80%", min_free = "1GiB" }
 fill.unverified_ranges = "wait"
 tags.stale_if_error = "never"
@@ -148,6 +159,7 @@ fn a_table_of_a_built_in_name_changes_it_and_another_adds_to_them() {
 fn what_is_shown_means_the_same_when_it_is_read_again() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("team"), "secret").unwrap();
+    write_certificates(folder.path());
     std::fs::write(folder.path().join("ca.pem"), "-----BEGIN CERTIFICATE-----\n").unwrap();
     let full = FULL_EXAMPLE.replace("/secrets", folder.path().to_str().unwrap());
     let full = full.replace("password = \"p\"", "password = \"<redacted>\"");
@@ -443,6 +455,19 @@ fn names_that_no_upstream_has() {
 }
 
 #[test]
+fn certificates() {
+    assert_mistakes(
+        "[server]\ntls = { cert = \"/does/not/exist\" }\n[admin]\ntls = [{ cert = 1, key = \"/nor/this\" }, { crt = \"x\" }]",
+        &[
+            "c.toml:2:7: server.tls: this certificate lacks its key file",
+            "c.toml:2:16: server.tls.cert: /does/not/exist: cannot be read: No such file or directory (os error 2)",
+            "c.toml:4:17: admin.tls[0].cert: expected a path, found a number",
+            "c.toml:4:43: admin.tls[1].crt: unknown key; did you mean \"cert\"?",
+        ],
+    );
+}
+
+#[test]
 fn credentials() {
     assert_mistakes(
         "[upstreams.\"docker.io\"]\ncredentials = [\n\
@@ -607,6 +632,7 @@ fn the_full_example_has_every_key() {
 fn the_full_example_is_right_with_all_its_examples_in_use() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("team"), "hunter2\n").unwrap();
+    write_certificates(folder.path());
     std::fs::write(folder.path().join("corp-ca.pem"), "-----BEGIN CERTIFICATE-----\n").unwrap();
     let config = good(&uncommented().replace("/secrets", folder.path().to_str().unwrap()));
     assert_eq!(config.storage.capacity, Capacity::Bytes(50 << 30));

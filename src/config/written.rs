@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use url::Url;
 
+use super::certificate::{self, WrittenCertificate};
 use super::mistake::{Located, Place, quoted};
 use super::reader::{Entry, Section};
 use super::upstream::{TagGlobs, UpstreamName};
@@ -26,6 +27,8 @@ pub(super) struct Written {
     pub(super) hosts: Vec<(Located<String>, Located<String>)>,
     pub(super) client_header_timeout: Setting<Duration>,
     pub(super) max_connections: Setting<u32>,
+    pub(super) tls: Setting<Vec<WrittenCertificate>>,
+    pub(super) admin_tls: Setting<Vec<WrittenCertificate>>,
     pub(super) admin_listen: Setting<Vec<Located<SocketAddr>>>,
     pub(super) path: Setting<PathBuf>,
     pub(super) capacity: Setting<Capacity>,
@@ -94,6 +97,7 @@ impl Written {
         }
         if let Some(mut admin) = root.take("admin").and_then(|entry| entry.section(schema::ADMIN)) {
             written.admin_listen = admin.take("listen").and_then(addresses);
+            written.admin_tls = admin.take("tls").and_then(certificate::read);
             admin.finish();
         }
         if let Some(mut storage) = root.take("storage").and_then(|entry| entry.section(schema::STORAGE)) {
@@ -134,6 +138,7 @@ impl Written {
         self.hosts = hosts.into_iter().flatten().filter_map(host).collect();
         self.client_header_timeout = server.take("client_header_timeout").and_then(|entry| duration(entry, &TIMEOUT));
         self.max_connections = server.take("max_connections").and_then(|entry| entry.number(1..=1_000_000));
+        self.tls = server.take("tls").and_then(certificate::read);
         server.finish();
     }
 
@@ -243,7 +248,7 @@ fn duration(entry: Entry<'_>, limits: &RangeInclusive<Duration>) -> Setting<Dura
     entry.parse(|text| values::duration(text, limits))
 }
 
-fn path(entry: Entry<'_>) -> Setting<PathBuf> {
+pub(super) fn path(entry: Entry<'_>) -> Setting<PathBuf> {
     entry.parse(|text| if text.is_empty() { Err("the path is empty".to_owned()) } else { Ok(PathBuf::from(text)) })
 }
 

@@ -13,6 +13,7 @@ mod manifests;
 mod range;
 pub mod router;
 pub mod stream;
+pub mod tls;
 
 /// What answers the requests of one listener.
 pub use axum::Router;

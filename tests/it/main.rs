@@ -18,3 +18,4 @@ mod protocol;
 mod ranges;
 mod registry;
 mod restart;
+mod tls;

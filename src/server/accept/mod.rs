@@ -14,13 +14,16 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::connection::{self, ConnectionInfo, ConnectionLimits};
+use super::connection::{self, ConnectionInfo, ConnectionLimits, End};
 use super::error::ErrorResponse;
 use super::router::{CACHE_STATUS, insert};
-use super::stream::Clocks;
+use super::stream::{Clock, Clocks};
+use super::tls::Tls;
 use crate::metrics::Metrics;
 use crate::mirror::Outcome;
 use crate::oci::error::ErrorCode;
@@ -65,6 +68,7 @@ trait Incoming {
 
 /// Everything that the connections of one listener share.
 struct Acceptor {
+    tls: Option<TlsAcceptor>,
     app: Router,
     refusal: Router,
     limits: Limits,
@@ -83,26 +87,29 @@ struct Counted {
     _place: OwnedSemaphorePermit,
 }
 
-/// Serves `app` on `listener` until shutdown: then nothing more is accepted, idle connections are closed, busy ones
+/// Serves `app` on `listener`, by TLS if there is `tls`, until shutdown: then nothing more is accepted, idle connections are closed, busy ones
 /// finish their response, and what is left when the grace period ends is cut.
 pub async fn serve(
     listener: TcpListener,
+    tls: Option<&Tls>,
     app: Router,
     limits: Limits,
     metrics: Arc<Metrics>,
     shutdown: Shutdown,
 ) -> Drained {
-    serve_incoming(listener, app, limits, metrics, shutdown).await
+    serve_incoming(listener, tls.map(Tls::acceptor), app, limits, metrics, shutdown).await
 }
 
 async fn serve_incoming(
     incoming: impl Incoming,
+    tls: Option<TlsAcceptor>,
     app: Router,
     limits: Limits,
     metrics: Arc<Metrics>,
     shutdown: Shutdown,
 ) -> Drained {
     let acceptor = Acceptor {
+        tls,
         app,
         refusal: Router::new().fallback(refuse),
         limits,
@@ -130,6 +137,28 @@ async fn refuse() -> Response {
     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     insert(response.headers_mut(), CACHE_STATUS, &Outcome::Refused.to_string());
     response
+}
+
+/// A handshake counts as waiting for the first byte: until it's over, nothing was asked.
+async fn shake_hands<T>(
+    tls: &TlsAcceptor,
+    stream: T,
+    deadline: Duration,
+    draining: &CancellationToken,
+) -> Result<TlsStream<T>, End>
+where
+    T: AsyncRead + AsyncWrite + Unpin,
+{
+    tokio::select! {
+        shaken = tokio::time::timeout(deadline, tls.accept(stream)) => match shaken {
+            Ok(stream) => stream.map_err(|error| {
+                tracing::debug!(%error, "a TLS handshake failed");
+                End::Failed
+            }),
+            Err(_elapsed) => Err(End::Expired(Clock::FirstByte)),
+        },
+        () = draining.cancelled() => Err(End::Failed),
+    }
 }
 
 /// Whether an accept failed for the one connection that it was about, so that the next may be tried at once. Linux
@@ -223,10 +252,20 @@ impl Acceptor {
         };
         let counted = Counted::new(self.metrics.clone(), place);
         let (draining, cut) = (self.draining.clone(), self.cut.clone());
+        let tls = self.tls.clone();
+        let serving = async move {
+            let Some(tls) = tls else {
+                return connection::serve(stream, info, app, limits, draining).await;
+            };
+            match shake_hands(&tls, stream, limits.clocks.first_byte, &draining).await {
+                Ok(stream) => connection::serve(stream, info, app, limits, draining).await,
+                Err(end) => end,
+            }
+        };
         let task = async move {
             let _counted = counted;
             tokio::select! {
-                end = connection::serve(stream, info, app, limits, draining) => {
+                end = serving => {
                     tracing::debug!(client = %info.peer, ?end, "connection ended");
                 }
                 () = cut.cancelled() => tracing::debug!(client = %info.peer, "connection cut at shutdown"),

@@ -23,7 +23,7 @@ async fn start(address: &str, app: Router, limits: Limits, grace: Duration) -> S
     let listener = TcpListener::bind(address).await.unwrap();
     let address = listener.local_addr().unwrap();
     let (metrics, shutdown) = (Arc::new(Metrics::new()), Shutdown::new(grace));
-    let task = tasks::spawn("test server", serve(listener, app, limits, metrics.clone(), shutdown.clone()));
+    let task = tasks::spawn("test server", serve(listener, None, app, limits, metrics.clone(), shutdown.clone()));
     Server { address, metrics, shutdown, task }
 }
 
@@ -173,7 +173,7 @@ async fn want_of_descriptors_pauses_and_counts_and_a_broken_connection_does_neit
     let script = Script { steps: Mutex::new(steps), calls: calls.clone() };
     let (metrics, shutdown) = (Arc::new(Metrics::new()), Shutdown::new(LONG));
     let limits = Limits::default();
-    let server = serve_incoming(script, app().0, limits, metrics.clone(), shutdown.clone());
+    let server = serve_incoming(script, None, app().0, limits, metrics.clone(), shutdown.clone());
     let server = tasks::spawn("test server", server);
     ask(&mut client, "/").await;
     until(&mut client, "127.0.0.1:1").await;

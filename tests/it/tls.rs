@@ -1,0 +1,106 @@
+//! TLS towards clients: which certificate they are shown, that pulls work through it, and that changed files count.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use crate::support::images::Image;
+use crate::support::mirror::{Mirror, blob, manifest};
+use crate::support::registry::Registry;
+use crate::support::{all, within};
+
+/// Writes a certificate for `name` of its own making, and returns it.
+fn certify(folder: &Path, file: &str, name: &str) -> CertificateDer<'static> {
+    let made = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
+    std::fs::write(folder.join(format!("{file}.key")), made.signing_key.serialize_pem()).unwrap();
+    std::fs::write(folder.join(format!("{file}.crt")), made.cert.pem()).unwrap();
+    made.cert.der().clone()
+}
+
+fn files(folder: &Path, file: &str) -> String {
+    format!("{{ cert = {:?}, key = {:?} }}", folder.join(format!("{file}.crt")), folder.join(format!("{file}.key")))
+}
+
+/// Connects as someone who believes one certificate and offers both protocols.
+async fn connect(
+    addr: SocketAddr,
+    believed: &CertificateDer<'static>,
+    name: &'static str,
+) -> std::io::Result<TlsStream<TcpStream>> {
+    let mut roots = RootCertStore::empty();
+    roots.add(believed.clone()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    let stream = TcpStream::connect(addr).await.unwrap();
+    let name = ServerName::try_from(name).unwrap();
+    within("the handshake", TlsConnector::from(Arc::new(config)).connect(name, stream)).await
+}
+
+/// Asks for one thing, and returns the answer's head and body.
+async fn get(
+    addr: SocketAddr,
+    believed: &CertificateDer<'static>,
+    name: &'static str,
+    path: &str,
+) -> (String, Vec<u8>) {
+    let mut stream = connect(addr, believed, name).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {name}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    within("the answer", stream.read_to_end(&mut answer)).await.unwrap();
+    let end = answer.windows(4).position(|window| window == b"\r\n\r\n").unwrap() + 4;
+    let body = answer.split_off(end);
+    (String::from_utf8(answer).unwrap(), body)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn images_are_pulled_by_tls_and_names_get_their_own_certificates() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = certify(folder.path(), "first", "mirror.corp");
+    let second = certify(folder.path(), "second", "hub.mirror.corp");
+    let registry = Registry::start().await;
+    let image = Image::new(1, &[200_000, 3 << 20]);
+    registry.put_image("library/app", "1", &image);
+    let both = format!("[{}, {}]", files(folder.path(), "first"), files(folder.path(), "second"));
+    let mirror = Mirror::builder().upstream("docker.io", &registry).set("server", "tls", &both).start().await;
+    let addr = mirror.addr();
+    for (certificate, name) in [(&first, "mirror.corp"), (&second, "hub.mirror.corp")] {
+        let stream = connect(addr, certificate, name).await.unwrap();
+        assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"http/1.1"[..]), "{name}");
+    }
+    // A name that no certificate has gets the first, which its client may refuse.
+    connect(addr, &first, "other.corp").await.unwrap_err();
+    let (head, body) = get(addr, &first, "mirror.corp", &manifest("library/app", "1")).await;
+    assert!(head.starts_with("HTTP/1.1 200 ") && body == image.manifest.bytes, "{head}");
+    // Cold, then warm; several at once.
+    for _ in 0..2 {
+        let pulls = image.blobs().map(|part| {
+            let (first, path) = (first.clone(), blob("library/app", &part.digest));
+            let part = part.clone();
+            async move {
+                let (head, body) = get(addr, &first, "mirror.corp", &path).await;
+                assert!(head.starts_with("HTTP/1.1 200 ") && body == part.bytes, "{head}");
+            }
+        });
+        all(pulls.collect::<Vec<_>>()).await;
+    }
+    // Plain HTTP is no reason to hang, and no answer.
+    let mut plain = TcpStream::connect(addr).await.unwrap();
+    plain.write_all(b"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    let mut answer = Vec::new();
+    let _ = within("the end of a plain connection", plain.read_to_end(&mut answer)).await;
+    assert!(!answer.starts_with(b"HTTP"), "{answer:?}");
+    mirror.finish().await;
+}
