@@ -25,7 +25,8 @@ fn certify(folder: &Path, file: &str, name: &str) -> CertificateDer<'static> {
 }
 
 fn files(folder: &Path, file: &str) -> String {
-    format!("{{ cert = {:?}, key = {:?} }}", folder.join(format!("{file}.crt")), folder.join(format!("{file}.key")))
+    let path = |suffix| serde_json::json!(folder.join(format!("{file}.{suffix}")));
+    format!("{{ cert = {}, key = {} }}", path("crt"), path("key"))
 }
 
 /// Connects as someone who believes one certificate and offers both protocols.
