@@ -108,9 +108,9 @@ impl Fill {
         self.origins.lock().all.get(origin.0).and_then(|entry| entry.failed.clone())
     }
 
-    /// A reader of `range`, or of the whole blob. See [`FillReader`].
-    pub fn reader(self: &Arc<Self>, range: Option<ByteRange>, wait_for_verified: bool) -> FillReader {
-        FillReader::new(Arc::clone(self), range, wait_for_verified)
+    /// A reader of `ranges` one after the other, or of the whole blob. See [`FillReader`].
+    pub fn reader(self: &Arc<Self>, ranges: Option<&[ByteRange]>, wait_for_verified: bool) -> FillReader {
+        FillReader::new(Arc::clone(self), ranges, wait_for_verified)
     }
 
     /// Adds a way to get the bytes, in case those before it fail. One that is there already is not added again: what

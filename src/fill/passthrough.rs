@@ -48,14 +48,16 @@ impl PassThrough {
         self.body.total_bytes
     }
 
-    /// The pieces of `range`, or of the whole. The blob is read from its start in any case, so that its digest can be
-    /// told; the client sets the pace, and the blob's last bytes are held back until the digest is right. With
-    /// `wait_for_verified` so are the last bytes of the range.
-    pub fn pieces(self, range: Option<ByteRange>, wait_for_verified: bool) -> Pieces {
+    /// The pieces of `ranges`, which ascend, or of the whole. The blob is read from its start in any case, so that its
+    /// digest can be told; the client sets the pace, and the blob's last bytes are held back until the digest is right.
+    /// With `wait_for_verified` so are the last bytes of the last range.
+    pub fn pieces(self, ranges: Option<&[ByteRange]>, wait_for_verified: bool) -> Pieces {
+        const WHOLE: ByteRange = ByteRange { first: 0, last: u64::MAX - 1 };
+        let ranges: VecDeque<_> = ranges.unwrap_or(&[WHOLE]).iter().copied().collect();
         let verifier = Verifier::new(self.digest, self.body.total_bytes);
         let flow = Flow {
-            first: range.map_or(0, |range| range.first),
-            end: range.map_or(u64::MAX, |range| range.last + 1),
+            end: ranges.back().map_or(0, |last| last.last + 1),
+            ranges,
             hold_back: if self.is_small() { SMALL_BYTES } else { TAIL_BYTES },
             source: Some((self, verifier)),
             wait_for_verified,
@@ -82,7 +84,9 @@ impl PassThrough {
 
 /// The state of one pass-through: what arrived and is wanted, but is still held back.
 struct Flow {
-    first: u64,
+    /// What is wanted and has not arrived yet, or not all of it.
+    ranges: VecDeque<ByteRange>,
+    /// Where the last of them ends.
     end: u64,
     wait_for_verified: bool,
     /// `None` once the body has ended and is verified.
@@ -123,14 +127,22 @@ impl Flow {
         self.source.is_none() || end + self.hold_back <= limit
     }
 
-    /// The part of a chunk at `start` that lies in the range, and where it ends.
-    fn wanted(&self, start: u64, chunk: &Bytes) -> Option<(u64, Bytes)> {
+    /// Holds those parts of a chunk at `start` that lie in a range.
+    fn hold(&mut self, start: u64, chunk: &Bytes) {
         let len = chunk.len() as u64;
-        let from = self.first.saturating_sub(start).min(len);
-        let to = self.end.saturating_sub(start).min(len);
-        // Both are at most the chunk's length, which is a usize.
-        let part = usize::try_from(from).ok()?..usize::try_from(to).ok()?;
-        (from < to).then(|| (start + to, chunk.slice(part)))
+        while let Some(range) = self.ranges.front() {
+            let from = range.first.saturating_sub(start).min(len);
+            let to = (range.last + 1).saturating_sub(start).min(len);
+            // Both are at most the chunk's length, which is a usize.
+            let part = usize::try_from(from).unwrap_or(0)..usize::try_from(to).unwrap_or(0);
+            if from < to {
+                self.held.push_back((start + to, chunk.slice(part)));
+            }
+            if range.last >= start + len {
+                break;
+            }
+            self.ranges.pop_front();
+        }
     }
 
     /// Takes in the next chunk, or the end: then everything that is held is verified.
@@ -141,7 +153,7 @@ impl Flow {
                 verifier.update(&chunk);
                 let start = self.received;
                 self.received += chunk.len() as u64;
-                self.held.extend(self.wanted(start, &chunk));
+                self.hold(start, &chunk);
                 Ok(())
             }
             Some(Err(error)) => Err(Cut::new(error.to_string())),

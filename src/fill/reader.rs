@@ -1,5 +1,6 @@
 //! One client's view of a fill: pieces from its own offset, as they become available.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use futures_util::{StreamExt, stream};
@@ -10,14 +11,16 @@ use crate::store::{Cut, Piece, Pieces};
 use super::fill::Fill;
 use super::progress::{Available, TAIL_BYTES};
 
-/// Reads part of a blob that is being filled. Slow or fast, it changes nothing for the fill or for other readers.
+/// Reads a blob that is being filled, or parts of it. Slow or fast, it changes nothing for the fill or for other readers.
 #[derive(Debug)]
 pub struct FillReader {
     fill: Arc<Fill>,
     /// The next byte to give out.
     next: u64,
-    /// Where the reader stops; `None` is the end of a blob whose size is not known yet.
+    /// Where the current range ends; `None` is the end of a blob whose size is not known yet.
     end: Option<u64>,
+    /// The ranges that come after it.
+    to_come: VecDeque<ByteRange>,
     /// From here on, bytes wait until the whole blob is verified.
     held_from: u64,
 }
@@ -25,16 +28,17 @@ pub struct FillReader {
 // === impl FillReader ===
 
 impl FillReader {
-    /// Reads `range`, or all of it. With `wait_for_verified`, the last bytes of the range itself are held back until
-    /// the whole blob is verified, so that even a range in the middle ends normally only when it's right.
-    pub(super) fn new(fill: Arc<Fill>, range: Option<ByteRange>, wait_for_verified: bool) -> Self {
+    /// Reads `ranges`, which ascend, or all of it. With `wait_for_verified`, the last bytes of the last range are held back
+    /// until the whole blob is verified, so that even a range in the middle ends normally only when it's right.
+    pub(super) fn new(fill: Arc<Fill>, ranges: Option<&[ByteRange]>, wait_for_verified: bool) -> Self {
         fill.reader_came();
-        let (next, end) = range.map_or((0, None), |range| (range.first, Some(range.last + 1)));
-        let held_from = match end {
-            Some(end) if wait_for_verified => next.max(end.saturating_sub(TAIL_BYTES)),
+        let mut to_come: VecDeque<_> = ranges.unwrap_or_default().iter().copied().collect();
+        let held_from = match to_come.back() {
+            Some(last) if wait_for_verified => last.first.max((last.last + 1).saturating_sub(TAIL_BYTES)),
             _ => u64::MAX,
         };
-        Self { fill, next, end, held_from }
+        let (next, end) = to_come.pop_front().map_or((0, None), |range| (range.first, Some(range.last + 1)));
+        Self { fill, next, end, to_come, held_from }
     }
 
     /// The pieces, in order. The stream ends with a [`Cut`] when the fill fails.
@@ -52,7 +56,8 @@ impl FillReader {
 
     async fn next_piece(&mut self) -> Option<Result<Piece, Cut>> {
         if self.end.is_some_and(|end| self.next >= end) {
-            return None;
+            let range = self.to_come.pop_front()?;
+            (self.next, self.end) = (range.first, Some(range.last + 1));
         }
         let end = self.end.unwrap_or(u64::MAX);
         let wait = self.next >= self.held_from;

@@ -38,27 +38,26 @@ const ATTEMPTS: usize = 3;
 // === impl BlobAnswer ===
 
 impl BlobAnswer {
-    /// The bytes of `range`, or of the whole blob, and what to say of them.
-    pub fn pieces(self, range: Option<ByteRange>) -> (Pieces, Outcome) {
-        // Law 2's exception: such a range is over before the digest is known.
-        let ends_early = range.zip(self.size_bytes).is_some_and(|(range, size)| range.last + 1 + TAIL_BYTES <= size);
+    /// The bytes of `ranges` one after the other, or of the whole blob, and what to say of them. Ranges ascend and don't
+    /// overlap.
+    pub fn pieces(self, ranges: Option<&[ByteRange]>) -> (Pieces, Outcome) {
+        // Law 2's exception: such ranges are over before the digest is known.
+        let last = ranges.and_then(<[ByteRange]>::last);
+        let ends_early = last.zip(self.size_bytes).is_some_and(|(range, size)| range.last + 1 + TAIL_BYTES <= size);
         let unverified = ends_early && !self.wait_for_verified;
         match self.content {
-            Content::Held(blob) => {
-                let range = range.map_or((0, blob.size_bytes), |range| (range.first, range.len()));
-                (file_pieces(blob, range), Outcome::Hit)
-            }
+            Content::Held(blob) => (file_pieces(&blob, ranges), Outcome::Hit),
             Content::Filling { fill, verified, joined } => {
                 let outcome = match (unverified && !verified, joined) {
                     (true, collapsed) => Outcome::Unverified { collapsed },
                     (false, true) => Outcome::Collapsed,
                     (false, false) => Outcome::Miss,
                 };
-                (fill.reader(range, self.wait_for_verified).pieces(), outcome)
+                (fill.reader(ranges, self.wait_for_verified).pieces(), outcome)
             }
             Content::PassThrough(body) => {
                 let outcome = Outcome::Bypass { unverified: unverified && !body.is_small() };
-                (body.pieces(range, self.wait_for_verified), outcome)
+                (body.pieces(ranges, self.wait_for_verified), outcome)
             }
         }
     }
@@ -72,9 +71,14 @@ fn origin(target: &Target, digest: &Digest) -> UpstreamOrigin {
     }
 }
 
-fn file_pieces(blob: Blob, (offset, len): (u64, u64)) -> Pieces {
-    let piece = (len > 0).then_some(Ok(Piece::File { file: blob.file, offset, len }));
-    stream::iter(piece).boxed()
+fn file_pieces(blob: &Blob, ranges: Option<&[ByteRange]>) -> Pieces {
+    let piece = |offset, len| Ok(Piece::File { file: Arc::clone(&blob.file), offset, len });
+    let pieces: Vec<_> = match ranges {
+        Some(ranges) => ranges.iter().map(|range| piece(range.first, range.len())).collect(),
+        None if blob.size_bytes == 0 => Vec::new(),
+        None => vec![piece(0, blob.size_bytes)],
+    };
+    stream::iter(pieces).boxed()
 }
 
 // === impl Mirror ===

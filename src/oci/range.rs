@@ -3,6 +3,9 @@
 /// The most ranges taken from one header. podman sends up to this many for a partial pull and halves them on a 400.
 pub const RANGES_MAX: usize = 1024;
 
+/// The longest `Range` header that is read. As many ranges as are taken need less than half of it.
+pub const HEADER_BYTES_MAX: usize = 64 * 1024;
+
 /// Bytes `first` to `last`, both included, so never empty.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ByteRange {
@@ -21,7 +24,8 @@ pub enum RangeRequest {
     Single(RangeSpec),
     /// Two ranges or more, at most [`RANGES_MAX`], in the order asked.
     Multiple(Vec<RangeSpec>),
-    /// More than [`RANGES_MAX`] ranges: to be refused with 400, upon which clients ask for fewer.
+    /// More than [`RANGES_MAX`] ranges, or a header beyond [`HEADER_BYTES_MAX`]: to be refused with 400, upon which
+    /// clients ask for fewer.
     TooMany,
 }
 
@@ -42,8 +46,8 @@ pub enum RangesRefused {
     /// None of them lies in the blob: 416.
     #[error("none of the ranges asked for lies within the blob")]
     Unsatisfiable,
-    /// They overlap or go backwards: 400, upon which clients ask for fewer or for one.
-    #[error("the ranges asked for overlap or are not in ascending order")]
+    /// They overlap or are not in ascending order: 400, upon which clients ask for fewer or for one.
+    #[error("the ranges asked for overlap or are not in ascending order; ask for one at a time")]
     Disordered,
 }
 
@@ -55,6 +59,9 @@ pub fn parse(header: Option<&[u8]>) -> RangeRequest {
     let Some(set) = header.and_then(|header| std::str::from_utf8(header).ok()).and_then(byte_range_set) else {
         return RangeRequest::None;
     };
+    if set.len() > HEADER_BYTES_MAX {
+        return RangeRequest::TooMany;
+    }
     let mut specs = Vec::new();
     // Empty elements and blanks around commas are legal in any list of RFC 9110.
     for element in set.split(',').map(|element| element.trim_matches([' ', '\t'])).filter(|text| !text.is_empty()) {
@@ -73,15 +80,19 @@ pub fn parse(header: Option<&[u8]>) -> RangeRequest {
 
 /// The bytes that several ranges mean in a blob of `size_bytes`: as many, in the same order, for clients count the parts.
 ///
-/// Ranges beyond the end are left out, as RFC 9110 has it, unless all are. Since what remains doesn't overlap, the parts
-/// together are never larger than the blob.
+/// Ranges beyond the end are left out, as RFC 9110 has it, unless all are. They may only be the last ones: a client that
+/// takes the n-th part for its n-th range then misses parts, which it notices, but never takes one for another. Since what
+/// remains doesn't overlap, the parts together are never larger than the blob.
 pub fn resolve_all(specs: &[RangeSpec], size_bytes: u64) -> Result<Vec<ByteRange>, RangesRefused> {
-    let ranges: Vec<_> = specs.iter().filter_map(|spec| spec.resolve(size_bytes)).collect();
+    let ranges: Vec<_> = specs.iter().map_while(|spec| spec.resolve(size_bytes)).collect();
+    let beyond = &specs[ranges.len()..];
+    if beyond.iter().any(|spec| spec.resolve(size_bytes).is_some())
+        || ranges.windows(2).any(|pair| pair[1].first <= pair[0].last)
+    {
+        return Err(RangesRefused::Disordered);
+    }
     if ranges.is_empty() {
         return Err(RangesRefused::Unsatisfiable);
-    }
-    if ranges.windows(2).any(|pair| pair[1].first <= pair[0].last) {
-        return Err(RangesRefused::Disordered);
     }
     Ok(ranges)
 }
@@ -214,7 +225,13 @@ mod tests {
             ("bytes=0-1,2-3", "206 [(0, 1), (2, 3)]"),
             ("bytes=0-1,5000-", "206 [(0, 1)]"),
             ("bytes=0-1,-1", "206 [(0, 1), (2047, 2047)]"),
+            ("bytes=0-1,5-4,9000-", "206 [(0, 1)]"),
             ("bytes=5000-,6000-", "416"),
+            ("bytes=9-8,-0", "416"),
+            // A part left out between others would shift those that follow.
+            ("bytes=0-1,9-8,10-11", "400"),
+            ("bytes=5000-,0-1", "400"),
+            ("bytes=-0,0-1", "400"),
             ("bytes=0-5,5-9", "400"),
             ("bytes=4-5,0-1", "400"),
             ("bytes=0-,0-", "400"),
@@ -244,6 +261,14 @@ mod tests {
         };
         assert!(matches!(parse(Some(header(1024).as_bytes())), RangeRequest::Multiple(specs) if specs.len() == 1024));
         assert_eq!(parse(Some(header(1025).as_bytes())), RangeRequest::TooMany);
+    }
+
+    #[test]
+    fn a_header_is_read_up_to_its_limit() {
+        let header = |len: usize| format!("bytes=0-{:0>len$}", "9");
+        let read = parse(Some(header(HEADER_BYTES_MAX - 2).as_bytes()));
+        assert_eq!(read, RangeRequest::Single(RangeSpec::FromTo(0, 9)));
+        assert_eq!(parse(Some(header(HEADER_BYTES_MAX - 1).as_bytes())), RangeRequest::TooMany);
     }
 
     #[test]
@@ -300,6 +325,10 @@ mod tests {
         ) {
             if let Ok(ranges) = resolve_all(&specs, size_bytes) {
                 prop_assert!(ranges.iter().map(ByteRange::len).sum::<u64>() <= size_bytes);
+                // The n-th part is the n-th range's.
+                for (range, spec) in ranges.iter().zip(&specs) {
+                    prop_assert_eq!(Some(*range), spec.resolve(size_bytes));
+                }
             }
         }
 

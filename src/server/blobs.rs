@@ -1,4 +1,4 @@
-//! Answers with blobs: whole or one range, the same from a file, a fill, or an upstream passed through (law 5).
+//! Answers with blobs: whole or ranges of them, the same from a file, a fill, or an upstream passed through (law 5).
 
 use http::StatusCode;
 
@@ -7,7 +7,7 @@ use crate::oci::error::ErrorCode;
 
 use super::body;
 use super::error::ErrorResponse;
-use super::range::{Wanted, content_head};
+use super::range::{Selection, Wanted, content_head};
 use super::router::{Answer, Ask};
 
 /// Blobs have no type of their own here; what they are is said by the manifest that names them.
@@ -17,23 +17,23 @@ const CONTENT_TYPE: &str = "application/octet-stream";
 pub(super) async fn answer(ask: &Ask<'_>, digest: &Digest) -> Answer {
     if ask.head {
         let (size_bytes, outcome) = ask.mirror.blob_size(ask.target, digest).await?;
-        return Ok((content_head(digest, CONTENT_TYPE, Some(size_bytes), None), outcome));
+        return Ok((content_head(digest, CONTENT_TYPE, Some(size_bytes), &Selection::Whole), outcome));
     }
     let wanted = Wanted::of(ask.headers, digest)?;
     let blob = ask.mirror.blob(ask.target, digest, wanted != Wanted::Whole).await?;
-    let range = match (wanted, blob.size_bytes) {
-        (wanted, Some(size_bytes)) => wanted.resolve(size_bytes)?,
-        (Wanted::Whole, None) => None,
+    let selection = match (&wanted, blob.size_bytes) {
+        (wanted, Some(size_bytes)) => wanted.resolve(size_bytes, CONTENT_TYPE)?,
+        (Wanted::Whole, None) => Selection::Whole,
         // Some clients would copy the first bytes of a 200 as if they were those that they asked for.
-        (Wanted::Range(_), None) => {
+        (Wanted::Range(_) | Wanted::Ranges(_), None) => {
             let message =
                 format!("{} does not say how long {digest} is, so no part of it can be served", ask.target.repository);
             return Err(ErrorResponse::new(StatusCode::BAD_GATEWAY, ErrorCode::Unavailable, message));
         }
     };
-    let mut response = content_head(digest, CONTENT_TYPE, blob.size_bytes, range);
-    let length = range.map(|range| range.len()).or(blob.size_bytes);
-    let (pieces, outcome) = blob.pieces(range);
-    *response.body_mut() = body::stream(pieces, length, ask.abort.clone(), |_| {});
+    let mut response = content_head(digest, CONTENT_TYPE, blob.size_bytes, &selection);
+    let length = selection.len(blob.size_bytes);
+    let (pieces, outcome) = blob.pieces(selection.ranges());
+    *response.body_mut() = body::stream(selection.body(pieces), length, ask.abort.clone(), |_| {});
     Ok((response, outcome))
 }

@@ -10,6 +10,7 @@ pub mod error;
 pub mod listen;
 mod lists;
 mod manifests;
+mod multipart;
 mod range;
 pub mod router;
 pub mod stream;

@@ -50,6 +50,23 @@ impl Piece {
         self.len() == 0
     }
 
+    /// Takes its first `len` bytes, or all if it has no more, and leaves the rest.
+    #[must_use]
+    pub fn split_to(&mut self, len: u64) -> Self {
+        match self {
+            Self::File { file, offset, len: all } => {
+                let len = len.min(*all);
+                let first = Self::File { file: Arc::clone(file), offset: *offset, len };
+                *offset += len;
+                *all -= len;
+                first
+            }
+            Self::Memory(bytes) => {
+                Self::Memory(bytes.split_to(usize::try_from(len).unwrap_or(usize::MAX).min(bytes.len())))
+            }
+        }
+    }
+
     /// Its bytes, read into memory where they are not there yet.
     pub async fn read(self) -> std::io::Result<Bytes> {
         match self {

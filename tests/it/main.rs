@@ -14,6 +14,7 @@ mod eviction;
 mod faults;
 mod freshness;
 mod layering;
+mod multipart;
 mod protocol;
 mod ranges;
 mod registry;

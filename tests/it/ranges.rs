@@ -146,22 +146,3 @@ async fn unverified_ranges_wait_for_the_digest_where_the_operator_says_so() {
     leader.answer().await.assert_ok(&filling.bytes);
     mirror.finish().await;
 }
-
-#[tokio::test(flavor = "multi_thread")]
-async fn several_ranges_are_never_answered_by_the_first_alone() {
-    let registry = Registry::start().await;
-    let held = Blob::noise(1, 5000);
-    registry.put_blob("library/app", &held);
-    let mirror = Mirror::of(&registry).await;
-    for _ in ["cold", "warm"] {
-        let request = Request::get(blob("library/app", &held.digest)).range("bytes=0-1,100-199");
-        let answer = mirror.send(&request).await;
-        match answer.status() {
-            206 => assert!(answer.header("content-type").unwrap().starts_with("multipart/byteranges")),
-            // Clients ask for one range at a time after this.
-            400 => assert_eq!(answer.error_code(), "UNSUPPORTED"),
-            _ => answer.assert_ok(&held.bytes),
-        }
-    }
-    mirror.finish().await;
-}

@@ -6,6 +6,7 @@ use std::time::Duration;
 pub(crate) mod client;
 pub(crate) mod images;
 pub(crate) mod mirror;
+pub(crate) mod multipart;
 pub(crate) mod registry;
 pub(crate) mod wiring;
 

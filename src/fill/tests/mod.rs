@@ -49,6 +49,14 @@ struct Rig {
 
 const MIB: usize = 1024 * 1024;
 
+/// The bytes of these ranges one after the other.
+fn part(bytes: &[u8], ranges: &[ByteRange]) -> Vec<u8> {
+    let bytes = |range: &ByteRange| {
+        bytes[usize::try_from(range.first).unwrap()..=usize::try_from(range.last).unwrap()].to_vec()
+    };
+    ranges.iter().flat_map(bytes).collect()
+}
+
 /// Small enough for tests: 3 MiB are a large blob.
 const LIMITS: Limits = Limits {
     connections_per_blob: 4,
@@ -216,11 +224,11 @@ async fn readers_are_given_what_has_arrived_but_the_tail_only_when_all_is_verifi
     let held_back = bytes.len() as u64 - TAIL_BYTES;
 
     let before_tail = ByteRange { first: 100, last: held_back - 1 };
-    let (got, cut) = read(fill.reader(Some(before_tail), false).pieces()).await;
+    let (got, cut) = read(fill.reader(Some(&[before_tail]), false).pieces()).await;
     assert!(cut.is_none() && got == bytes[100..usize::try_from(held_back).unwrap()]);
 
-    let tail = read(fill.reader(Some(ByteRange { first: held_back, last: held_back }), false).pieces());
-    let waits = read(fill.reader(Some(before_tail), true).pieces());
+    let tail = read(fill.reader(Some(&[ByteRange { first: held_back, last: held_back }]), false).pieces());
+    let waits = read(fill.reader(Some(&[before_tail]), true).pieces());
     let (mut tail, mut waits) = (Box::pin(tail), Box::pin(waits));
     assert!((&mut tail).now_or_never().is_none(), "the tail waits for the digest");
     assert!((&mut waits).now_or_never().is_none(), "so does a whole range, where that is wanted");
@@ -339,19 +347,24 @@ async fn what_can_never_be_kept_is_not_storable_but_passes_through() {
     rig.assert_at_rest().await;
 
     let metrics = Arc::new(Metrics::new());
-    for range in [
+    let ranges: [Option<&[ByteRange]>; 4] = [
         None,
-        Some(ByteRange { first: 70_001, last: 1_500_000 }),
-        Some(ByteRange { first: 2_000_000, last: 2_097_151 }),
-    ] {
+        Some(&[ByteRange { first: 70_001, last: 1_500_000 }]),
+        Some(&[ByteRange { first: 2_000_000, last: 2_097_151 }]),
+        Some(&[
+            ByteRange { first: 3, last: 3 },
+            ByteRange { first: 4, last: 9 },
+            ByteRange { first: 49_990, last: 150_003 },
+            ByteRange { first: 2_097_150, last: 2_097_151 },
+        ]),
+    ];
+    for ranges in ranges {
         let origin = Scripted::new("origin", Act::Send(chunks.clone(), total));
         let body = pass_through(&*origin, digest, Arc::clone(&metrics)).await.unwrap();
         assert_eq!(body.size_bytes(), total);
-        let (got, cut) = read(body.pieces(range, false)).await;
-        let expected = range.map_or(&bytes[..], |range| {
-            &bytes[usize::try_from(range.first).unwrap()..=usize::try_from(range.last).unwrap()]
-        });
-        assert!(cut.is_none() && got == expected, "{range:?}");
+        let (got, cut) = read(body.pieces(ranges, false)).await;
+        let expected = ranges.map_or_else(|| bytes.to_vec(), |ranges| part(&bytes, ranges));
+        assert!(cut.is_none() && got == expected, "{ranges:?}");
     }
     let mut corrupt = bytes.to_vec();
     corrupt[9] ^= 1;
