@@ -117,3 +117,47 @@ impl Incoming {
         Ok(batch)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures_util::stream;
+
+    use super::*;
+
+    /// A body that sends so many bytes a second, for ever.
+    fn body(bytes_per_second: usize) -> Incoming {
+        let ticks = stream::unfold(tokio::time::interval(Duration::from_secs(1)), move |mut ticks| async move {
+            ticks.tick().await;
+            Some((Ok(Bytes::from(vec![0; bytes_per_second])), ticks))
+        });
+        Incoming::new(OriginBody { offset: 0, end: None, total_bytes: None, body: ticks.boxed() })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_drips_is_broken_within_two_minutes_and_one_that_is_just_fast_enough_never() {
+        let mut dripping = body(60 * 1024);
+        let began = Instant::now();
+        let error = loop {
+            match dripping.next().await {
+                Ok(_) => assert!(began.elapsed() < Duration::from_mins(2)),
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(error.kind, OriginErrorKind::Broken);
+
+        let mut slow = body(68 * 1024);
+        while began.elapsed() < Duration::from_mins(30) {
+            assert!(slow.next().await.is_ok());
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn time_spent_elsewhere_is_not_upstreams_fault() {
+        let mut body = body(70 * 1024);
+        for _ in 0..20 {
+            // Our own disk is slow.
+            tokio::time::advance(Duration::from_secs(50)).await;
+            assert!(body.next().await.is_ok());
+        }
+    }
+}

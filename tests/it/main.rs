@@ -19,4 +19,5 @@ mod protocol;
 mod ranges;
 mod registry;
 mod restart;
+mod segments;
 mod tls;

@@ -42,6 +42,12 @@ impl Seen {
         self.headers.iter().find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
     }
 
+    /// The first and, if there is one, the last byte of the single range that was asked for.
+    pub(crate) fn range(&self) -> Option<(u64, Option<u64>)> {
+        let (first, last) = self.header("range")?.strip_prefix("bytes=")?.split_once('-')?;
+        Some((first.parse().ok()?, last.parse().ok()))
+    }
+
     /// The bytes of the body handed to the kernel so far.
     pub(crate) fn body_bytes(&self) -> u64 {
         self.body_bytes.load(Ordering::SeqCst)

@@ -25,6 +25,7 @@ pub(crate) struct On {
     repository: Option<String>,
     reference: Option<String>,
     ranged: Option<bool>,
+    from_byte: Option<u64>,
     skip: usize,
     times: usize,
 }
@@ -83,7 +84,16 @@ pub(super) struct Rule {
 
 impl On {
     pub(crate) fn any() -> Self {
-        Self { kind: None, method: None, repository: None, reference: None, ranged: None, skip: 0, times: usize::MAX }
+        Self {
+            kind: None,
+            method: None,
+            repository: None,
+            reference: None,
+            ranged: None,
+            from_byte: None,
+            skip: 0,
+            times: usize::MAX,
+        }
     }
 
     pub(crate) fn kind(kind: Kind) -> Self {
@@ -126,6 +136,12 @@ impl On {
         self
     }
 
+    /// Only requests for a range that begins at this byte.
+    pub(crate) fn starting_at(mut self, first: u64) -> Self {
+        self.from_byte = Some(first);
+        self
+    }
+
     /// Only the first `count` that match.
     pub(crate) fn times(mut self, count: usize) -> Self {
         self.times = count;
@@ -148,6 +164,7 @@ impl On {
             && self.repository.as_ref().is_none_or(|name| *name == seen.repository)
             && self.reference.as_ref().is_none_or(|reference| *reference == seen.reference)
             && self.ranged.is_none_or(|ranged| ranged == seen.header("range").is_some())
+            && self.from_byte.is_none_or(|first| seen.range().is_some_and(|(from, _)| from == first))
     }
 }
 
