@@ -1,7 +1,7 @@
 //! The composition root: the one place that builds and connects the concrete parts.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
@@ -11,13 +11,17 @@ use tokio::task::JoinHandle;
 use crate::config::{self, Config, FileSystemFacts, UnverifiedRanges, Upstream, UpstreamName};
 use crate::fill::{self, Fills};
 use crate::metrics::Metrics;
-use crate::mirror::{Mirror, Names, Policy, Settings, Source, Upstreams};
+use crate::mirror::{Mirror, Names, Outcome, Policy, Settings, Source, Upstreams};
 use crate::oci::RegistryName;
 use crate::server::Router;
 use crate::server::accept::{self, Drained, Limits};
+use crate::server::access_log::Recorder;
+use crate::server::activity::Activity;
 use crate::server::admin::{self, Readiness};
+use crate::server::api::{Api, Guard, History, Parts};
+use crate::server::auth::{Checks, Known, Readers};
 use crate::server::listen::{self, ListenError};
-use crate::server::router::{self, Edge};
+use crate::server::router::{self, Edge, EdgeCell};
 use crate::server::tls::{CertificateFiles, Tls, TlsError};
 use crate::shutdown::Shutdown;
 use crate::store::{self, Faults, Store, StoreError};
@@ -77,6 +81,9 @@ const SWEEP_EVERY: Duration = Duration::from_secs(30);
 /// Threads for the file system: enough to keep a disk busy, few enough that none wait for a core.
 const IO_THREADS: usize = 8;
 
+/// Threads for checking passwords: whoever sends wrong ones must not take every core.
+const AUTH_THREADS: usize = 1;
+
 /// Builds all parts from a configuration, connects them, and starts serving.
 ///
 /// Listening comes first, so that mistakes in addresses show before anything is touched; until the store is open, clients
@@ -97,11 +104,16 @@ pub async fn start_with(config: &Config, faults: Option<Arc<dyn Faults>>) -> Res
     let admin_listeners = listen::bind(&config.admin.listen)?;
     let (listen, admin) = (addresses(&listeners), addresses(&admin_listeners));
     let limits = Limits { connections_max: config.server.max_connections, ..Limits::default() };
-    let admin_router = admin::router(Arc::clone(&metrics), readiness.clone());
+    let checks = Checks::new(Pool::new("auth", AUTH_THREADS)?);
+    let (activity, history) = (Activity::default(), History::default());
+    let guard = Guard::new(Known::new(&config.admin.users), config.admin.admins.clone(), checks.clone());
+    let api = Api::new(guard, Arc::clone(&metrics), readiness.clone(), activity.clone(), history.clone());
+    let admin_router = admin::router(Arc::clone(&metrics), readiness.clone(), &api);
     let admin_tasks = serve(admin_listeners, admin_tls.as_ref(), &admin_router, limits, &metrics, &admin_shutdown);
 
-    let edge = Arc::new(OnceLock::new());
-    let router = router::router(Arc::clone(&edge), Arc::clone(&metrics));
+    let edge = EdgeCell::default();
+    let recorder = Recorder { metrics: Arc::clone(&metrics), activity: activity.clone() };
+    let router = router::router(edge.clone(), recorder);
     let accepting = serve(listeners, tls.as_ref(), &router, limits, &metrics, &shutdown);
 
     let store = open_store(config, &metrics, faults).await?;
@@ -115,9 +127,13 @@ pub async fn start_with(config: &Config, faults: Option<Arc<dyn Faults>>) -> Res
     };
     let mirror = Mirror::new(settings, upstreams(config, &metrics), store.clone(), fills.clone(), Arc::clone(&metrics));
     let client_header_timeout = config.server.client_header_timeout;
-    // It is set here only, so it was not set before.
-    let _ = edge.set(Edge { mirror: mirror.clone(), client_header_timeout });
+    let readers = config.access.as_ref().map(|access| Readers::new(access, exempt(access, config, &listen)));
+    edge.set(Edge { mirror: mirror.clone(), client_header_timeout, readers, checks });
+    let offline = config.offline;
+    api.set_parts(Parts { mirror: mirror.clone(), store: store.clone(), fills: fills.clone(), offline });
     report_capacity(&store, &readiness);
+    let draining = shutdown.draining_token();
+    tasks::spawn("history", draining.run_until_cancelled_owned(history.keep(activity, Arc::clone(&metrics))));
     let sweeping = tasks::spawn("sweep", sweep(store.clone(), readiness.clone(), shutdown.clone()));
     readiness.set_ready();
     Ok(Running {
@@ -196,6 +212,12 @@ fn tls(certificates: &[config::Certificate]) -> Result<Option<Tls>, TlsError> {
     (!certificates.is_empty()).then(|| Tls::read(certificates.iter().map(files).collect())).transpose()
 }
 
+/// The addresses that are exempt from `access`, with the ports that they got.
+fn exempt(access: &config::Access, config: &Config, listen: &[SocketAddr]) -> Vec<SocketAddr> {
+    let configured = config.server.listen.iter().zip(listen);
+    configured.filter(|(written, _)| access.exempt.contains(written)).map(|(_, bound)| *bound).collect()
+}
+
 fn limits_of(config: &Config) -> fill::Limits {
     let config::Fill { connections_per_blob, parallel_above_bytes, .. } = config.fill;
     fill::Limits { connections_per_blob, parallel_above_bytes, ..fill::Limits::default() }
@@ -259,9 +281,12 @@ fn report_capacity(store: &Store, readiness: &Readiness) {
 fn upstreams(config: &Config, metrics: &Arc<Metrics>) -> Upstreams {
     let mut names = Names::default();
     let mut entries = Vec::new();
+    metrics.declare_upstream("-", &Outcome::LABELS);
     for (number, upstream) in config.upstreams.iter().enumerate() {
+        metrics.declare_upstream(upstream.name.as_str(), &Outcome::LABELS);
         let policy = Policy {
             label: upstream.name.as_str().into(),
+            endpoints: upstream.endpoints.iter().map(ToString::to_string).collect(),
             tag_ttl: upstream.tag_ttl,
             stale_if_error: upstream.stale_if_error,
             immutable_tags: upstream.immutable_tags.clone(),

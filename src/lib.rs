@@ -26,8 +26,11 @@ pub mod upstream;
 
 pub mod store;
 
+pub mod api_client;
+
 pub mod demo;
 
+pub mod audit;
 pub mod clock;
 pub mod files;
 pub mod metrics;

@@ -73,6 +73,7 @@ type Seconds = Gauge<f64, AtomicU64>;
 #[expect(missing_docs, reason = "the help text of each field stands where it is registered, below")]
 pub struct Metrics {
     registry: Mutex<RegistryBox>,
+    upstreams: Mutex<Vec<UpstreamLabels>>,
     pub requests: Family<RequestLabels, Counter>,
     pub response_bytes: Family<OutcomeLabels, Counter>,
     pub first_byte_seconds: Histogram,
@@ -107,6 +108,9 @@ impl fmt::Debug for RegistryBox {
     }
 }
 
+/// What clients ask an upstream's repositories for.
+const CONTENT_KINDS: [&str; 4] = ["manifest", "blob", "tags", "referrers"];
+
 /// 1 ms to 10 minutes.
 const LATENCY_BUCKETS: [f64; 15] =
     [0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 15.0, 60.0, 180.0, 600.0];
@@ -122,6 +126,7 @@ impl Metrics {
     pub fn new() -> Self {
         let mut metrics = Self {
             registry: Mutex::new(RegistryBox(Registry::default())),
+            upstreams: Mutex::default(),
             requests: Family::default(),
             response_bytes: Family::default(),
             first_byte_seconds: Histogram::new(LATENCY_BUCKETS),
@@ -223,6 +228,30 @@ impl Metrics {
         // Writing into a string can't fail.
         let _ = text::encode(&mut out, &self.registry.lock().0);
         out
+    }
+
+    /// Makes the series of an upstream appear, at zero, before anything happens there. `outcomes` are all that a request
+    /// can have.
+    pub fn declare_upstream(&self, upstream: &str, outcomes: &[&'static str]) {
+        let labels = UpstreamLabels { upstream: upstream.to_owned() };
+        let _ = self.upstream_bytes.get_or_create(&labels);
+        let _ = self.upstream_last_success_timestamp_seconds.get_or_create(&labels);
+        let _ = self.stale_served.get_or_create(&labels);
+        for outcome in outcomes {
+            for kind in CONTENT_KINDS {
+                let _ = self.requests.get_or_create(&RequestLabels { upstream: upstream.to_owned(), kind, outcome });
+            }
+            let _ = self.response_bytes.get_or_create(&OutcomeLabels { upstream: upstream.to_owned(), outcome });
+        }
+        let mut upstreams = self.upstreams.lock();
+        if !upstreams.contains(&labels) {
+            upstreams.push(labels);
+        }
+    }
+
+    /// Body bytes received from all upstreams that were declared.
+    pub fn upstream_bytes_in_all(&self) -> u64 {
+        self.upstreams.lock().iter().map(|labels| self.upstream_bytes.get_or_create(labels).get()).sum()
     }
 
     /// Counts one request to an upstream that took `elapsed` to its headers or its failure.

@@ -5,8 +5,9 @@ use std::net::SocketAddr;
 
 use super::mistake::{Located, Mistakes, Place, most_like, quoted};
 use super::upstream::{Upstream, serving};
+use super::users::Users;
 use super::written::{Setting, Written};
-use super::{Admin, Config, Fill, Log, Server, Storage, Tags, certificate, merge};
+use super::{Admin, Config, Fill, Log, Server, Storage, Tags, access, certificate, merge};
 use crate::oci::RegistryName;
 
 /// What a configuration means. With mistakes reported, the result is whole but not to be used.
@@ -27,10 +28,15 @@ pub(super) fn mean(written: Written, mistakes: &Mistakes) -> Config {
     let listen = located(written.listen, &default.server.listen, "server.listen");
     let admin_listen = located(written.admin_listen, &default.admin.listen, "admin.listen");
     report_conflicts(&listen, &admin_listen, mistakes);
+    let listen: Vec<_> = listen.into_iter().map(|address| address.value).collect();
+    let access = written.access.map(|access| access.mean(&listen, mistakes));
+    let admin_users = Users::mean(written.admin_htpasswd, written.admin_tokens_file, mistakes);
+    let admins = written.admins.map(|admins| admins.value).unwrap_or_default();
+    access::report_unknown(&admins, &admin_users, mistakes);
     Config {
         offline: value_or(written.offline, default.offline),
         server: Server {
-            listen: listen.into_iter().map(|address| address.value).collect(),
+            listen,
             default_upstream: match written.default_upstream {
                 None => default.server.default_upstream,
                 Some(name) if name.value.is_empty() => None,
@@ -46,6 +52,8 @@ pub(super) fn mean(written: Written, mistakes: &Mistakes) -> Config {
         admin: Admin {
             listen: admin_listen.into_iter().map(|address| address.value).collect(),
             tls: certificate::mean(written.admin_tls, mistakes),
+            users: admin_users,
+            admins: admins.into_iter().map(|name| name.value).collect(),
         },
         storage: Storage {
             path: value_or(written.path, default.storage.path),
@@ -61,6 +69,7 @@ pub(super) fn mean(written: Written, mistakes: &Mistakes) -> Config {
         },
         tags,
         upstreams,
+        access,
         log: Log {
             format: value_or(written.log_format, default.log.format),
             level: value_or(written.log_level, default.log.level),

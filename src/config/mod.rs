@@ -5,6 +5,7 @@
 //! file, then the environment, then flags. `schema` lists every key once: the reader walks it, unknown keys are found by
 //! it, and the test of `config/cachalot.full.toml` too.
 
+mod access;
 mod builtin;
 pub mod capacity;
 mod certificate;
@@ -16,6 +17,7 @@ mod reader;
 mod schema;
 mod show;
 pub mod upstream;
+mod users;
 mod values;
 mod written;
 
@@ -29,11 +31,13 @@ use std::time::Duration;
 
 use crate::oci::RegistryName;
 
+pub use access::{Access, Reader, RepositoryGlobs, Rule};
 pub use capacity::{Capacity, FileSystemFacts, Floor, MinFree};
 pub use certificate::Certificate;
 pub use load::{Env, Flags, ProcessEnv, load, load_text};
 pub use mistake::{ConfigErrors, EXIT_CONFIG, Mistake, Place, Position, Source};
 pub use upstream::{Credential, TagGlobs, Upstream, UpstreamName};
+pub use users::{Token, TokenSecret, Users};
 
 /// The configuration as meant: complete, checked, with nothing left to look up.
 #[derive(Debug, Clone, PartialEq)]
@@ -42,7 +46,7 @@ pub struct Config {
     pub offline: bool,
     /// The registry that clients see.
     pub server: Server,
-    /// Health, metrics and, later, the API.
+    /// Health, metrics and the API.
     pub admin: Admin,
     /// The data directory.
     pub storage: Storage,
@@ -52,6 +56,8 @@ pub struct Config {
     pub tags: Tags,
     /// Every upstream: the built-in ones, as changed by the file, and the file's own. Names and aliases are unique.
     pub upstreams: Vec<Upstream>,
+    /// Who may read; `None` where that was not written.
+    pub access: Option<Access>,
     /// The log.
     pub log: Log,
 }
@@ -80,6 +86,10 @@ pub struct Admin {
     pub listen: Vec<SocketAddr>,
     /// What it shows operators; empty for plain HTTP.
     pub tls: Vec<Certificate>,
+    /// Who may use the API; nobody known means that only loopback addresses may.
+    pub users: Users,
+    /// Those of them who may also change things.
+    pub admins: Vec<String>,
 }
 
 /// `[storage]`: the data directory.
@@ -169,6 +179,7 @@ impl Default for Config {
             fill: Fill::default(),
             upstreams: builtin::upstreams(&tags),
             tags,
+            access: None,
             log: Log { format: LogFormat::Text, level: "info".to_owned() },
         }
     }
@@ -210,7 +221,12 @@ impl Server {
 
 impl Default for Admin {
     fn default() -> Self {
-        Self { listen: vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 5051))], tls: Vec::new() }
+        Self {
+            listen: vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 5051))],
+            tls: Vec::new(),
+            users: Users::default(),
+            admins: Vec::new(),
+        }
     }
 }
 

@@ -50,6 +50,7 @@ pub(super) const ROOT: Schema = Schema {
         key("storage", TABLE),
         key("fill", TABLE),
         key("tags", TABLE),
+        key("access", TABLE),
         key("log", TABLE),
         key("upstreams", "a table of upstreams"),
     ],
@@ -72,7 +73,16 @@ pub(super) const SERVER: Schema = Schema {
 pub(super) const CERTIFICATE: Schema = Schema { path: "server.tls", keys: &[key("cert", PATH), key("key", PATH)] };
 
 /// `[admin]`
-pub(super) const ADMIN: Schema = Schema { path: "admin", keys: &[key("listen", LISTEN), key("tls", TLS)] };
+pub(super) const ADMIN: Schema = Schema {
+    path: "admin",
+    keys: &[
+        key("listen", LISTEN),
+        key("tls", TLS),
+        key("htpasswd", PATH),
+        key("tokens_file", PATH),
+        key("admins", "a list of names such as [\"ann\"]"),
+    ],
+};
 
 /// `[storage]`
 pub(super) const STORAGE: Schema =
@@ -96,6 +106,26 @@ pub(super) const TAGS: Schema = Schema {
         key("stale_if_error", STALE),
         key("list_ttl", DURATION),
         key("negative_ttl", DURATION),
+    ],
+};
+
+/// `[access]`
+pub(super) const ACCESS: Schema = Schema {
+    path: "access",
+    keys: &[
+        key("htpasswd", PATH),
+        key("tokens_file", PATH),
+        key("rules", "a list of tables such as [{ users = [\"ci\"], repositories = [\"docker.io/library/**\"] }]"),
+        key("exempt", LISTEN),
+    ],
+};
+
+/// An entry of `rules`.
+pub(super) const RULE: Schema = Schema {
+    path: "access.rules",
+    keys: &[
+        key("users", "a list of names such as [\"ci\", \"*\"]"),
+        key("repositories", "a list of globs such as [\"docker.io/library/**\"]"),
     ],
 };
 
@@ -133,4 +163,5 @@ pub(super) const CREDENTIAL: Schema = Schema {
 };
 
 /// All of them, to find the section that a misplaced key belongs to, and for the test of the full example.
-pub(super) const ALL: [Schema; 10] = [ROOT, SERVER, CERTIFICATE, ADMIN, STORAGE, FILL, TAGS, LOG, UPSTREAM, CREDENTIAL];
+pub(super) const ALL: [Schema; 12] =
+    [ROOT, SERVER, CERTIFICATE, ADMIN, STORAGE, FILL, TAGS, ACCESS, RULE, LOG, UPSTREAM, CREDENTIAL];

@@ -5,7 +5,10 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 use super::values::{bytes_text, duration_text};
-use super::{Capacity, Certificate, Config, Credential, LogFormat, StaleIfError, Tags, UnverifiedRanges, Upstream};
+use super::{
+    Access, Capacity, Certificate, Config, Credential, LogFormat, Reader, Rule, StaleIfError, Tags, UnverifiedRanges,
+    Upstream, Users,
+};
 use crate::secret::REDACTED;
 
 /// A configuration on its way to paper. Upstreams show where they are and how long tags last, else only what is unusual.
@@ -22,7 +25,7 @@ impl Config {
 
 impl Display for Shown<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Config { offline, server, admin, storage, fill, tags, upstreams, log } = self.0;
+        let Config { offline, server, admin, storage, fill, tags, upstreams, access, log } = self.0;
         writeln!(f, "offline = {offline}")?;
         writeln!(f, "\n[server]\nlisten = {}", addresses(&server.listen))?;
         let default_upstream = server.default_upstream.as_ref().map_or("", |name| name.as_str());
@@ -36,6 +39,10 @@ impl Display for Shown<'_> {
         }
         writeln!(f, "\n[admin]\nlisten = {}", addresses(&admin.listen))?;
         show_tls(f, &admin.tls)?;
+        show_users(f, &admin.users)?;
+        if !admin.admins.is_empty() {
+            writeln!(f, "admins = {}", list(&admin.admins))?;
+        }
         writeln!(f, "\n[storage]\npath = {}", path(&storage.path))?;
         match storage.capacity {
             Capacity::Default => writeln!(f, "# capacity: found out at start, from the file system")?,
@@ -53,6 +60,9 @@ impl Display for Shown<'_> {
         writeln!(f, "stale_if_error = {}", text(&stale(tags.stale_if_error)))?;
         writeln!(f, "list_ttl = {}", text(&duration_text(tags.list_ttl)))?;
         writeln!(f, "negative_ttl = {}", text(&duration_text(tags.negative_ttl)))?;
+        if let Some(access) = access {
+            show_access(f, access)?;
+        }
         let format = match log.format {
             LogFormat::Text => "text",
             LogFormat::Json => "json",
@@ -68,6 +78,28 @@ fn show_tls(f: &mut fmt::Formatter<'_>, certificates: &[Certificate]) -> fmt::Re
         none if none.is_empty() => Ok(()),
         some => writeln!(f, "tls = [{}]", some.join(", ")),
     }
+}
+
+fn show_users(f: &mut fmt::Formatter<'_>, users: &Users) -> fmt::Result {
+    for (key, file) in [("htpasswd", &users.htpasswd), ("tokens_file", &users.tokens_file)] {
+        if let Some(file) = file {
+            writeln!(f, "{key} = {}", path(file))?;
+        }
+    }
+    Ok(())
+}
+
+fn show_access(f: &mut fmt::Formatter<'_>, access: &Access) -> fmt::Result {
+    writeln!(f, "\n[access]")?;
+    show_users(f, &access.users)?;
+    if !access.exempt.is_empty() {
+        writeln!(f, "exempt = {}", addresses(&access.exempt))?;
+    }
+    let rule = |rule: &Rule| {
+        let readers = list(rule.readers.iter().map(Reader::as_str));
+        format!("{{ users = {readers}, repositories = {} }}", list(rule.repositories.as_slice()))
+    };
+    writeln!(f, "rules = [{}]", access.rules.iter().map(rule).collect::<Vec<_>>().join(", "))
 }
 
 fn show_upstream(f: &mut fmt::Formatter<'_>, upstream: &Upstream, tags: &Tags) -> fmt::Result {

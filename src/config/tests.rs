@@ -70,6 +70,13 @@ fn everything_that_can_be_written_is_meant() {
     assert!(config.offline);
     assert_eq!(config.server.tls[1].key, folder.path().join("b.key"));
     assert_eq!(config.admin.tls, config.server.tls[..1]);
+    assert_eq!(config.admin.users.names().collect::<Vec<_>>(), ["ann", "ci"]);
+    assert_eq!(config.admin.admins, ["ann"]);
+    let access = config.access.as_ref().unwrap();
+    assert_eq!(access.exempt, ["[::1]:81".parse().unwrap()]);
+    assert_eq!(access.rules[1].readers, [Reader::Anonymous, Reader::User("ci".to_owned())]);
+    assert!(access.rules[0].repositories.matches("docker.io/library/nginx"));
+    assert!(!access.rules[0].repositories.matches("docker.io/library/a/b"));
     assert_eq!(config.server.listen, ["0.0.0.0:80".parse().unwrap(), "[::1]:81".parse().unwrap()]);
     assert_eq!(config.server.default_upstream, Some("registry.corp:5000".parse().unwrap()));
     assert_eq!(config.server.registry_of_host("Hub.Mirror.Corp:8080").unwrap().as_str(), "docker.io");
@@ -103,6 +110,11 @@ fn write_certificates(folder: &Path) {
     for name in ["a.crt", "a.key", "b.crt", "b.key", "tls.crt", "tls.key", "admin.crt", "admin.key"] {
         std::fs::write(folder.join(name), "").unwrap();
     }
+    let hash = "$2y$05$kmYUPTd1bN0vJm3sQ8dGfOq7s0m3Yq1m1uFQH5U7o1v1M0w8a9b2C";
+    for name in ["admin", "readers"] {
+        std::fs::write(folder.join(format!("{name}.htpasswd")), format!("# who\nann:{hash}\n")).unwrap();
+        std::fs::write(folder.join(format!("{name}.tokens")), "ci: 0123456789abcdef\n\n").unwrap();
+    }
 }
 
 const FULL_EXAMPLE: &str = r#"
@@ -113,6 +125,16 @@ server.hosts = { "HUB.mirror.corp" = "index.docker.io", "own.corp:99" = "corp" }
 server.max_connections = 7
 server.tls = [{ cert = "/secrets/a.crt", key = "/secrets/a.key" }, { cert = "/secrets/b.crt", key = "/secrets/b.key" }]
 admin.listen = []
+admin.htpasswd = "/secrets/admin.htpasswd"
+admin.tokens_file = "/secrets/admin.tokens"
+admin.admins = ["ann"]
+access.htpasswd = "/secrets/readers.htpasswd"
+access.tokens_file = "/secrets/readers.tokens"
+access.exempt = "[::1]:81"
+access.rules = [
+  { users = ["*"], repositories = ["docker.io/library/*"] },
+  { users = ["anonymous", "ci"], repositories = ["**"] },
+]
 admin.tls = { cert = "/secrets/a.crt", key = "/secrets/a.key" }
 storage = { path = "/data", capacity = "80%", min_free = "1GiB" }
 fill.unverified_ranges = "wait"
@@ -465,6 +487,39 @@ fn certificates() {
             "c.toml:4:43: admin.tls[1].crt: unknown key; did you mean \"cert\"?",
         ],
     );
+}
+
+#[test]
+fn access() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let (tokens, bad) = (path("tokens", "ci:0123456789abcdef"), path("bad", "\nann:hunter2\n"));
+    let nobody = "c.toml:1:1: access: nobody could read anything: name an htpasswd file, a tokens_file, or rules for \"anonymous\"";
+    assert_mistakes("[access]", &[nobody]);
+    assert_mistakes(
+        &format!(
+            "[access]\nhtpasswd = {bad:?}\ntokens_file = {tokens:?}\nexempt = \"127.0.0.1:1\"\n\
+             rules = [{{ users = [\"cj\", \"dora\"], repositories = [\"a[\", \"**\"] }}, {{ users = [\"ci\"] }}]\n\
+             [admin]\nadmins = [\"eve\"]"
+        ),
+        &[
+            &format!(
+                "c.toml:2:12: access.htpasswd: {bad}:2: the hash of \"ann\" is not bcrypt: make it with `htpasswd -B`"
+            ),
+            "c.toml:4:10: access.exempt: 127.0.0.1:1 is not one of server.listen",
+            "c.toml:5:21: access.rules[0].users[0]: nobody is called \"cj\"; did you mean \"ci\"?",
+            "c.toml:5:27: access.rules[0].users[1]: nobody is called \"dora\"",
+            "c.toml:5:52: access.rules[0].repositories[0]: \"a[\" is not a glob: unclosed character class; missing ']'",
+            "c.toml:5:67: access.rules[1]: a rule needs users and repositories",
+            "c.toml:7:11: admin.admins[0]: nobody is called \"eve\"",
+        ],
+    );
+    let config = good(&format!("access.tokens_file = {tokens:?}"));
+    assert_eq!(config.access.unwrap().rules, [Rule::all_for_the_known().unwrap()]);
 }
 
 #[test]

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use url::Url;
 
+use super::access::WrittenAccess;
 use super::certificate::{self, WrittenCertificate};
 use super::mistake::{Located, Place, quoted};
 use super::reader::{Entry, Section};
@@ -29,6 +30,10 @@ pub(super) struct Written {
     pub(super) max_connections: Setting<u32>,
     pub(super) tls: Setting<Vec<WrittenCertificate>>,
     pub(super) admin_tls: Setting<Vec<WrittenCertificate>>,
+    pub(super) admin_htpasswd: Setting<PathBuf>,
+    pub(super) admin_tokens_file: Setting<PathBuf>,
+    pub(super) admins: Setting<Vec<Located<String>>>,
+    pub(super) access: Option<WrittenAccess>,
     pub(super) admin_listen: Setting<Vec<Located<SocketAddr>>>,
     pub(super) path: Setting<PathBuf>,
     pub(super) capacity: Setting<Capacity>,
@@ -98,8 +103,12 @@ impl Written {
         if let Some(mut admin) = root.take("admin").and_then(|entry| entry.section(schema::ADMIN)) {
             written.admin_listen = admin.take("listen").and_then(addresses);
             written.admin_tls = admin.take("tls").and_then(certificate::read);
+            written.admin_htpasswd = admin.take("htpasswd").and_then(path);
+            written.admin_tokens_file = admin.take("tokens_file").and_then(path);
+            written.admins = admin.take("admins").and_then(|entry| many(entry, |text| Ok(text.to_owned())));
             admin.finish();
         }
+        written.access = root.take("access").and_then(WrittenAccess::read);
         if let Some(mut storage) = root.take("storage").and_then(|entry| entry.section(schema::STORAGE)) {
             written.path = storage.take("path").and_then(path);
             written.capacity = storage.take("capacity").and_then(|entry| entry.parse(str::parse));
@@ -229,11 +238,11 @@ impl WrittenCredential {
 
 // === values of several sections ===
 
-fn addresses(entry: Entry<'_>) -> Setting<Vec<Located<SocketAddr>>> {
+pub(super) fn addresses(entry: Entry<'_>) -> Setting<Vec<Located<SocketAddr>>> {
     members(entry.one_or_many()?, values::socket_address)
 }
 
-fn many<T>(entry: Entry<'_>, parse: impl Fn(&str) -> Result<T, String>) -> Setting<Vec<Located<T>>> {
+pub(super) fn many<T>(entry: Entry<'_>, parse: impl Fn(&str) -> Result<T, String>) -> Setting<Vec<Located<T>>> {
     members(entry.list()?, parse)
 }
 

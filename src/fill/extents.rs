@@ -47,7 +47,6 @@ impl Extents {
     }
 
     /// How many bytes there are.
-    #[cfg(test)]
     pub(super) fn total(&self) -> u64 {
         self.0.iter().map(|(start, end)| end - start).sum()
     }

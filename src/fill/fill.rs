@@ -14,6 +14,7 @@ use super::error::FillError;
 use super::origin::{Origin, OriginError, OriginErrorKind};
 use super::progress::{Head, Progress};
 use super::reader::FillReader;
+use super::snapshot::FillSnapshot;
 use super::transfer::Transferred;
 
 /// What a fill is known by: downloads are shared per digest *and* upstream, so that an upstream that lies about a
@@ -34,6 +35,7 @@ pub struct Fill {
     progress: Progress,
     origins: Mutex<Origins>,
     readers_served: AtomicU64,
+    readers_now: AtomicU64,
     started: Instant,
     metrics: Arc<Metrics>,
 }
@@ -78,6 +80,7 @@ impl Fill {
             progress: Progress::new(),
             origins: Mutex::new(Origins { all: vec![OriginEntry { origin, failed: None }], next: 0 }),
             readers_served: AtomicU64::new(0),
+            readers_now: AtomicU64::new(0),
             started: Instant::now(),
             metrics,
         }
@@ -148,11 +151,31 @@ impl Fill {
 
     pub(super) fn reader_came(&self) {
         self.readers_served.fetch_add(1, Ordering::Relaxed);
+        self.readers_now.fetch_add(1, Ordering::Relaxed);
         self.metrics.fill_readers.inc();
     }
 
     pub(super) fn reader_left(&self) {
+        self.readers_now.fetch_sub(1, Ordering::Relaxed);
         self.metrics.fill_readers.dec();
+    }
+
+    /// Where it stands.
+    pub(super) fn snapshot(&self) -> FillSnapshot {
+        let origins = self.origins.lock();
+        let tried = origins.next.saturating_sub(1).min(origins.all.len().saturating_sub(1));
+        let origin = origins.all.get(tried).map(|entry| entry.origin.label()).unwrap_or_default();
+        drop(origins);
+        FillSnapshot {
+            registry: self.key.registry.clone(),
+            digest: self.key.digest,
+            origin,
+            progress: self.progress.stage(),
+            expected_bytes: self.expected_bytes,
+            readers: self.readers_now.load(Ordering::Relaxed),
+            readers_served: self.readers_served.load(Ordering::Relaxed),
+            elapsed: self.started.elapsed(),
+        }
     }
 
     /// The one log line of a fill.

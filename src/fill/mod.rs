@@ -17,6 +17,7 @@ mod progress;
 mod reader;
 mod retry;
 mod segments;
+mod snapshot;
 mod table;
 mod transfer;
 
@@ -29,5 +30,6 @@ pub use origin::{Origin, OriginBody, OriginError, OriginErrorKind};
 pub use passthrough::{PassThrough, pass_through};
 pub use progress::{Head, TAIL_BYTES};
 pub use reader::FillReader;
+pub use snapshot::{FillSnapshot, Stage};
 pub use table::{Fills, Opened};
 pub use transfer::{Limits, SMALL_BYTES};

@@ -13,6 +13,7 @@ use crate::store::OpenFile;
 
 use super::error::FillError;
 use super::segments::{Claim, Segments};
+use super::snapshot::Stage;
 
 /// The last bytes of a blob, which go out only once the whole of it is verified (law 2).
 pub const TAIL_BYTES: u64 = 64 * 1024;
@@ -162,6 +163,23 @@ impl Progress {
     /// Up to here, everything from the start of a blob in segments is in the file.
     pub(super) fn frontier(&self) -> u64 {
         self.state.lock().phase.segments().map_or(0, |segments| segments.frontier())
+    }
+
+    /// How far it is, for those who watch.
+    pub(super) fn stage(&self) -> Stage {
+        match &self.state.lock().phase {
+            Phase::Starting => Stage::Starting,
+            Phase::Running { arrived: Arrived::Stream(bytes), .. } => {
+                Stage::Running { size_bytes: None, arrived_bytes: *bytes, frontier_bytes: *bytes }
+            }
+            Phase::Running { arrived: Arrived::Segments(segments), .. } => Stage::Running {
+                size_bytes: Some(segments.size_bytes()),
+                arrived_bytes: segments.present_bytes(),
+                frontier_bytes: segments.frontier(),
+            },
+            Phase::Verified { size_bytes, .. } => Stage::Verified { size_bytes: *size_bytes },
+            Phase::Failed(_) => Stage::Failed,
+        }
     }
 
     /// Waits for something to change after this call.

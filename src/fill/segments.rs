@@ -50,6 +50,11 @@ impl Segments {
         self.present.end_of(0)
     }
 
+    /// How many bytes are present.
+    pub(super) fn present_bytes(&self) -> u64 {
+        self.present.total()
+    }
+
     /// Where the bytes that are present from `offset` on end.
     pub(super) fn end_of(&self, offset: u64) -> u64 {
         self.present.end_of(offset)

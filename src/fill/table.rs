@@ -15,6 +15,7 @@ use crate::tasks::{self, Pool};
 use super::error::FillError;
 use super::fill::{Fill, FillKey, OriginId};
 use super::origin::Origin;
+use super::snapshot::FillSnapshot;
 use super::transfer::{Limits, Tools};
 
 /// How long wrong content is remembered. In that time a client that resumes gets an error before headers, and so moves
@@ -99,6 +100,14 @@ impl Fills {
         drop(table);
         tasks::spawn("fill", guard.run());
         Opened::Filling { fill, origin: Some(OriginId::LEADER), joined: false }
+    }
+
+    /// All fills as they stand, the oldest first.
+    pub fn snapshot(&self) -> Vec<FillSnapshot> {
+        let fills: Vec<_> = self.0.table.lock().values().cloned().collect();
+        let mut all: Vec<_> = fills.iter().map(|fill| fill.snapshot()).collect();
+        all.sort_by_key(|fill| std::cmp::Reverse(fill.elapsed));
+        all
     }
 
     /// How many fills there are.

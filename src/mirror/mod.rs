@@ -4,6 +4,7 @@ mod blobs;
 mod error;
 mod flight;
 mod freshness;
+mod health;
 mod manifests;
 mod origin;
 mod outages;
@@ -26,11 +27,13 @@ use crate::oci::{Digest, Reference, RegistryName, Repository, Tag};
 use crate::store::{ListRecord, Store};
 
 use flight::{Flights, Tower};
+use health::RefusedNames;
 use outages::Outages;
 use rights::{Look, Rights};
 
 pub use blobs::BlobAnswer;
 pub use error::{MirrorError, MirrorErrorKind};
+pub use health::UpstreamHealth;
 pub use manifests::ManifestAnswer;
 pub use outcome::Outcome;
 pub use referrers::ReferrersAnswer;
@@ -65,6 +68,7 @@ struct Inner {
     metrics: Arc<Metrics>,
     rights: Rights,
     outages: Outages,
+    refused_names: RefusedNames,
     /// What upstream said it does not have.
     missing: moka::sync::Cache<(Repository, Wanted), MirrorError>,
     /// Tags whose last check failed, for as long as upstream is left alone.
@@ -145,6 +149,7 @@ impl Mirror {
                 .build(),
             rights: Rights::new(),
             outages: Outages::default(),
+            refused_names: RefusedNames::default(),
             manifests: Flights::new(&tower),
             tags: Flights::new(&tower),
             looks: Flights::new(&tower),
@@ -170,6 +175,7 @@ impl Mirror {
         let target = self.0.upstreams.resolve(prefix, name, namespace, host);
         if matches!(&target, Err(error) if error.kind == MirrorErrorKind::UnknownName) {
             self.0.metrics.refused_names.inc();
+            self.0.refused_names.count(prefix.or(namespace).or_else(|| name.split('/').next()).unwrap_or_default());
         }
         target
     }

@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use crate::clock::Timestamp;
+
 use super::error::{MirrorError, MirrorErrorKind};
 
 /// What was said of upstreams that failed. Those that never did take no room.
@@ -13,11 +15,15 @@ use super::error::{MirrorError, MirrorErrorKind};
 pub(super) struct Outages(Mutex<HashMap<Arc<str>, Outage>>);
 
 /// What was said of one upstream, and when.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Outage {
-    told: Instant,
+    told: Option<Instant>,
     /// Nothing has been said since of its answering again.
     open: bool,
+    /// When the failures began that go on; `None` when it answers.
+    since: Option<Timestamp>,
+    /// What it failed with last.
+    error: Arc<str>,
 }
 
 /// How long nothing more is said of an upstream that goes on failing.
@@ -46,6 +52,11 @@ impl Outages {
     pub(super) fn heard<T>(&self, upstream: &Arc<str>, result: &Result<T, MirrorError>) {
         let trouble = result.as_ref().map_or_else(is_trouble, |_| Some(false));
         match (trouble, result) {
+            (Some(true), Err(error)) => self.remember(upstream, &error.message),
+            (Some(false), _) => self.forget(upstream),
+            _ => {}
+        }
+        match (trouble, result) {
             (Some(true), Err(error)) if self.failed(upstream, Instant::now()) => {
                 tracing::warn!(target: "cachalot::upstream", %upstream, %error, "upstream {upstream} fails");
             }
@@ -56,13 +67,34 @@ impl Outages {
         }
     }
 
+    /// Since when an upstream has failed, if it does, and with what last.
+    pub(super) fn failing(&self, upstream: &str) -> Option<(Timestamp, Arc<str>)> {
+        let outages = self.0.lock();
+        let outage = outages.get(upstream)?;
+        Some((outage.since?, Arc::clone(&outage.error)))
+    }
+
+    fn remember(&self, upstream: &Arc<str>, error: &Arc<str>) {
+        let mut outages = self.0.lock();
+        let outage = outages.entry(Arc::clone(upstream)).or_default();
+        outage.since.get_or_insert_with(Timestamp::now);
+        outage.error = Arc::clone(error);
+    }
+
+    fn forget(&self, upstream: &str) {
+        if let Some(outage) = self.0.lock().get_mut(upstream) {
+            outage.since = None;
+        }
+    }
+
     /// Whether this failure is worth a line.
     fn failed(&self, upstream: &Arc<str>, now: Instant) -> bool {
         let mut outages = self.0.lock();
-        if outages.get(upstream).is_some_and(|outage| now.saturating_duration_since(outage.told) < QUIET) {
+        let outage = outages.entry(Arc::clone(upstream)).or_default();
+        if outage.told.is_some_and(|told| now.saturating_duration_since(told) < QUIET) {
             return false;
         }
-        outages.insert(Arc::clone(upstream), Outage { told: now, open: true });
+        (outage.told, outage.open) = (Some(now), true);
         true
     }
 

@@ -42,6 +42,22 @@ pub enum Outcome {
 // === impl Outcome ===
 
 impl Outcome {
+    /// All labels, those of requests whose clients left included.
+    pub const LABELS: [&str; 12] = [
+        "hit",
+        "revalidated",
+        "stale",
+        "miss",
+        "collapsed",
+        "unverified",
+        "bypass",
+        "local",
+        "not_found",
+        "refused",
+        "failed",
+        "client-left",
+    ];
+
     /// The metric label and log field.
     pub const fn label(self) -> &'static str {
         match self {

@@ -89,7 +89,7 @@ impl Mirror {
     /// Upstream is asked once in a while. When it fails or is silent, what it said earlier counts (laws 7 and 9).
     pub(super) async fn check_readable(&self, target: &Target, probe: Probe<'_>) -> Result<(), MirrorError> {
         let repository = &target.repository;
-        if target.upstream.policy.share_private || !target.upstream.client.has_credential(repository) {
+        if target.listed || target.upstream.policy.share_private || !target.upstream.client.has_credential(repository) {
             return Ok(());
         }
         let rights = &self.0.rights;

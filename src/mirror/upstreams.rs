@@ -15,6 +15,8 @@ use super::resolve::{Names, Resolved, repository_name};
 pub struct Policy {
     /// The configured name or pattern, for logs and metrics.
     pub label: Arc<str>,
+    /// Where it is, for people; empty for a pattern.
+    pub endpoints: Vec<String>,
     /// How long a tag is served without asking upstream.
     pub tag_ttl: Duration,
     /// How long it's served after that while upstream fails.
@@ -41,6 +43,9 @@ pub struct Target {
     pub upstream: Mirrored,
     /// The repository, by its canonical name.
     pub repository: Repository,
+    /// The client is one of those whom the operator lists as readers of the repository: what only the mirror's own
+    /// credential opens is theirs to read too.
+    pub listed: bool,
 }
 
 /// Makes the client of a name that matches a pattern.
@@ -83,6 +88,11 @@ impl Upstreams {
         }
     }
 
+    /// The configured names and patterns, each with where it is.
+    pub(super) fn labels(&self) -> impl Iterator<Item = (Arc<str>, Vec<String>)> {
+        self.entries.iter().map(|entry| (Arc::clone(&entry.policy.label), entry.policy.endpoints.clone()))
+    }
+
     /// Whether any upstream is opened with a credential.
     pub fn any_credentials(&self) -> bool {
         self.entries.iter().any(|entry| matches!(&entry.source, Source::One(client) if client.has_credentials()))
@@ -112,7 +122,7 @@ impl Upstreams {
             Source::Pattern(factory) => self.by_pattern.get_with_by_ref(&registry, || factory(&registry)),
         };
         let upstream = Mirrored { policy: Arc::clone(&entry.policy), client };
-        Ok(Target { upstream, repository: Repository { registry, name } })
+        Ok(Target { upstream, repository: Repository { registry, name }, listed: false })
     }
 }
 

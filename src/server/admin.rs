@@ -1,4 +1,4 @@
-//! The admin listener's routes: liveness, readiness, metrics.
+//! The admin listener's routes: liveness, readiness, metrics, the API.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,6 +11,8 @@ use http::{StatusCode, header};
 use parking_lot::Mutex;
 
 use crate::metrics::Metrics;
+
+use super::api::Api;
 
 /// Whether clients can be served, shared by those who know and those who ask. Starts as *starting*.
 #[derive(Clone, Debug, Default)]
@@ -34,10 +36,11 @@ enum Stage {
 /// What prometheus-client writes.
 const METRICS_CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// `/livez`, `/readyz` and `/metrics`, which `/` lists; anything else is 404.
-pub fn router(metrics: Arc<Metrics>, readiness: Readiness) -> Router {
+/// `/livez`, `/readyz`, `/metrics` and the API; `/` lists them, anything else is 404.
+pub fn router(metrics: Arc<Metrics>, readiness: Readiness, api: &Api) -> Router {
     Router::new()
-        .route("/", get(|| async { "/livez\n/readyz\n/metrics\n" }))
+        .merge(api.router())
+        .route("/", get(|| async { "/livez\n/readyz\n/metrics\n/api/v1/openapi.json\n" }))
         .route("/livez", get(|| async { "ok\n" }))
         .route("/readyz", get(readyz).with_state(readiness))
         .route("/metrics", get(render).with_state(metrics))
@@ -86,6 +89,12 @@ impl Readiness {
         self.0.lock().stage == Stage::Ready
     }
 
+    /// Whether clients can be served, and what is wrong, part by part.
+    pub fn standing(&self) -> (bool, BTreeMap<&'static str, String>) {
+        let state = self.0.lock();
+        (state.stage == Stage::Ready, state.degraded.clone())
+    }
+
     fn answer(&self) -> (StatusCode, String) {
         let state = self.0.lock();
         match state.stage {
@@ -107,7 +116,18 @@ mod tests {
     use http_body_util::BodyExt;
     use tower::ServiceExt;
 
+    use super::super::activity::Activity;
+    use super::super::api::{Guard, History};
+    use super::super::auth::{Checks, Known};
     use super::*;
+    use crate::config::Users;
+    use crate::tasks::Pool;
+
+    fn api() -> Api {
+        let checks = Checks::new(Pool::new("test", 1).unwrap());
+        let guard = Guard::new(Known::new(&Users::default()), Vec::new(), checks);
+        Api::new(guard, Arc::default(), Readiness::starting(), Activity::default(), History::default())
+    }
 
     async fn ask(router: &Router, path: &str) -> (u16, String, String) {
         let request = Request::get(path).body(Body::empty()).unwrap();
@@ -121,7 +141,7 @@ mod tests {
     #[tokio::test]
     async fn readiness_follows_the_stages_and_degradation_stays_200() {
         let readiness = Readiness::starting();
-        let router = router(Arc::new(Metrics::new()), readiness.clone());
+        let router = router(Arc::new(Metrics::new()), readiness.clone(), &api());
         let ready = async || {
             let (status, _, body) = ask(&router, "/readyz").await;
             (status, body)
@@ -144,14 +164,14 @@ mod tests {
 
     #[tokio::test]
     async fn metrics_are_openmetrics_text_and_other_paths_are_404() {
-        let router = router(Arc::new(Metrics::new()), Readiness::starting());
+        let router = router(Arc::new(Metrics::new()), Readiness::starting(), &api());
         let (status, content_type, body) = ask(&router, "/metrics").await;
         assert_eq!((status, content_type.as_str()), (200, METRICS_CONTENT_TYPE));
         assert!(body.contains("cachalot_connections 0\n") && body.ends_with("# EOF\n"), "{body}");
         let (status, content_type, body) = ask(&router, "/").await;
-        assert_eq!((status, body.as_str()), (200, "/livez\n/readyz\n/metrics\n"));
+        assert_eq!((status, body.as_str()), (200, "/livez\n/readyz\n/metrics\n/api/v1/openapi.json\n"));
         assert!(content_type.starts_with("text/plain"), "{content_type}");
-        for path in ["/v2/", "/api/v1/", "/metrics/x"] {
+        for path in ["/v2/", "/api/v2/", "/metrics/x"] {
             assert_eq!(ask(&router, path).await.0, 404, "{path}");
         }
     }

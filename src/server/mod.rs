@@ -2,10 +2,14 @@
 
 pub mod accept;
 pub mod access_log;
+pub mod activity;
 pub mod admin;
+pub mod api;
+pub mod auth;
 mod blobs;
 pub mod body;
 pub mod connection;
+mod door;
 pub mod error;
 pub mod listen;
 mod lists;

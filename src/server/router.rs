@@ -1,6 +1,6 @@
 //! From a request to its handler: the URL is parsed once, the upstream found, and every answer gets its last headers.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
@@ -10,17 +10,18 @@ use axum::response::{IntoResponse, Response};
 use http::header::{ALLOW, CONTENT_LENGTH, CONTENT_TYPE, HOST};
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use parking_lot::RwLock;
 use tokio::time::timeout;
 
-use crate::metrics::Metrics;
 use crate::mirror::{Mirror, Outcome, Target};
 use crate::oci::error::ErrorCode;
 use crate::oci::route::{self, Endpoint, Route};
 
-use super::access_log::{self, Logged};
+use super::access_log::{self, Logged, Recorder};
+use super::auth::{Checks, Identity, Readers};
 use super::error::ErrorResponse;
 use super::stream::AbortHandle;
-use super::{blobs, lists, manifests};
+use super::{blobs, door, lists, manifests};
 
 /// What handlers need.
 #[derive(Clone, Debug)]
@@ -29,7 +30,15 @@ pub struct Edge {
     pub mirror: Mirror,
     /// How long a client waits for headers before it's told to come back; the work it asked for goes on.
     pub client_header_timeout: Duration,
+    /// Who may read; `None` is everyone.
+    pub readers: Option<Arc<Readers>>,
+    /// Proves names.
+    pub checks: Checks,
 }
+
+/// What handlers need, once it is there; changed by a reload. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct EdgeCell(Arc<RwLock<Option<Arc<Edge>>>>);
 
 /// One request for something in an upstream's repository.
 #[derive(Debug)]
@@ -54,20 +63,33 @@ const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api
 pub(super) const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 const NAMESPACE: HeaderName = HeaderName::from_static("oci-namespace");
 
+// === impl EdgeCell ===
+
+impl EdgeCell {
+    /// What requests that begin now are answered with; those under way go on with what they began with.
+    pub fn set(&self, edge: Edge) {
+        *self.0.write() = Some(Arc::new(edge));
+    }
+
+    fn get(&self) -> Option<Arc<Edge>> {
+        self.0.read().clone()
+    }
+}
+
 /// The service of the registry listener. Until there is an edge, clients are told so at once and try their next host: left
 /// waiting, they would wait for as long as a server that went before holds the data directory.
-pub fn router(edge: Arc<OnceLock<Edge>>, metrics: Arc<Metrics>) -> Router {
-    let record = axum::middleware::from_fn_with_state(metrics, access_log::record);
+pub fn router(edge: EdgeCell, recorder: Recorder) -> Router {
+    let record = axum::middleware::from_fn_with_state(recorder, access_log::record);
     Router::new().fallback(handle).with_state(edge).layer(record)
 }
 
-async fn handle(State(edge): State<Arc<OnceLock<Edge>>>, request: Request) -> Response {
+async fn handle(State(edge): State<EdgeCell>, request: Request) -> Response {
     let mut logged = Logged::default();
     // Nothing that is asked here has a body; one that comes all the same is left to the connection.
     let (request, _body) = request.into_parts();
     let head = request.method == Method::HEAD;
     let answer = match edge.get() {
-        Some(edge) => answer(edge, &request, &mut logged).await,
+        Some(edge) => answer(&edge, &request, &mut logged).await,
         None => Err(starting()),
     };
     let mut response = match answer {
@@ -100,7 +122,12 @@ async fn answer(edge: &Edge, request: &Parts, logged: &mut Logged) -> Answer {
     if let Some(refused) = refuse_method(&request.method, &route) {
         return refused;
     }
+    let reader = door::identify(edge, request).await?;
+    if let Some(Identity::User(name)) = &reader {
+        logged.user = Some(Arc::clone(name));
+    }
     if let Endpoint::Ping = route.endpoint {
+        door::admit_ping(edge, reader.as_ref())?;
         // Never asks upstream: clients take a mirror whose ping fails for a dead one.
         return match &route.prefix {
             Some(prefix) if edge.mirror.registry_called(prefix).is_none() => Err(ErrorResponse::new(
@@ -112,9 +139,10 @@ async fn answer(edge: &Edge, request: &Parts, logged: &mut Logged) -> Answer {
         };
     }
     let host = request.headers.get(HOST).and_then(|host| host.to_str().ok());
-    let target = edge.mirror.resolve(route.prefix.as_deref(), &route.name, route.namespace.as_deref(), host)?;
+    let mut target = edge.mirror.resolve(route.prefix.as_deref(), &route.name, route.namespace.as_deref(), host)?;
     logged.upstream = target.upstream.policy.label.to_string();
     logged.repository = target.repository.to_string();
+    door::admit(edge, reader.as_ref(), &mut target)?;
     let ask = Ask {
         mirror: &edge.mirror,
         target: &target,
@@ -251,11 +279,13 @@ pub(super) fn insert_warning(headers: &mut HeaderMap, warning: Option<&str>) {
 mod tests {
     use tower::ServiceExt as _;
 
+    use super::super::activity::Activity;
     use super::*;
 
     #[tokio::test]
     async fn a_server_that_starts_says_so_at_once() {
-        let router = router(Arc::default(), Arc::new(Metrics::new()));
+        let recorder = Recorder { metrics: Arc::default(), activity: Activity::default() };
+        let router = router(EdgeCell::default(), recorder);
         let request = Request::builder().uri("/v2/").body(Body::empty()).unwrap();
         let response = router.oneshot(request).await.unwrap();
         assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);

@@ -102,6 +102,11 @@ struct Inner {
     locations: Locations,
 }
 
+/// TLS settings that believe the usual roots, and those in `ca_file`. Reads files.
+pub fn tls_settings(ca_file: Option<&std::path::Path>) -> Result<rustls::ClientConfig, String> {
+    roots::settings(ca_file, false).map_err(|error| error.to_string())
+}
+
 // === impl Upstream ===
 
 impl Upstream {

@@ -6,6 +6,8 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod access;
+mod api;
 mod auth;
 mod closed_world;
 mod concurrency;

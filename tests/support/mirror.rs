@@ -230,6 +230,11 @@ impl Mirror {
         self.addr
     }
 
+    /// Where clients connect, address by address.
+    pub(crate) fn addrs(&self) -> Vec<SocketAddr> {
+        self.server().addresses()
+    }
+
     pub(crate) async fn connect(&self) -> Connection {
         Connection::open(self.addr).await
     }
@@ -284,6 +289,16 @@ impl Mirror {
         let answer = client::send(self.admin, &Request::get("/metrics")).await;
         assert_eq!(answer.status(), 200);
         answer.text()
+    }
+
+    /// Sends something to the admin listener.
+    pub(crate) async fn send_admin(&self, request: &Request) -> Answer {
+        client::send(self.admin, request).await
+    }
+
+    /// Where operators connect.
+    pub(crate) fn admin_addr(&self) -> SocketAddr {
+        self.admin
     }
 
     /// A page of the admin listener.

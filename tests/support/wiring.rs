@@ -59,6 +59,11 @@ impl Server {
         self.0.listen[0]
     }
 
+    /// All addresses where clients connect.
+    pub(crate) fn addresses(&self) -> Vec<SocketAddr> {
+        self.0.listen.clone()
+    }
+
     /// Where operators connect.
     pub(crate) fn admin(&self) -> SocketAddr {
         self.0.admin[0]

@@ -14,6 +14,7 @@ use bytes::Bytes;
 use http::{Method, StatusCode, Uri};
 use http_body::{Body as _, Frame, SizeHint};
 
+use super::activity::{Activity, Finished};
 use super::connection::{AbortHandle, ConnectionInfo};
 use crate::clock::Timestamp;
 use crate::metrics::{Metrics, OutcomeLabels, RequestLabels};
@@ -33,6 +34,17 @@ pub struct Logged {
     pub kind: &'static str,
     /// What went wrong, in full; the client may have been told less.
     pub error: Option<String>,
+    /// The name that the client has proven.
+    pub user: Option<Arc<str>>,
+}
+
+/// Where finished requests are noted beside the log.
+#[derive(Clone, Debug)]
+pub struct Recorder {
+    /// Their counts.
+    pub metrics: Arc<Metrics>,
+    /// The last ones.
+    pub activity: Activity,
 }
 
 /// The outcome of a request whose client left before its response began.
@@ -51,7 +63,7 @@ const PROBES: [&str; 3] = ["/livez", "/readyz", "/metrics"];
 /// A request's line while it is being written. It is complete when it is dropped: at the end of the response's body,
 /// or when the client left before there was one.
 struct Line {
-    metrics: Arc<Metrics>,
+    recorder: Recorder,
     start: Instant,
     method: Method,
     path: String,
@@ -71,9 +83,9 @@ struct LoggedBody {
     line: Line,
 }
 
-/// The middleware: `axum::middleware::from_fn_with_state(metrics, access_log::record)`, outermost.
-pub async fn record(State(metrics): State<Arc<Metrics>>, request: Request, next: Next) -> Response {
-    let mut line = Line::new(metrics, &request);
+/// The middleware: `axum::middleware::from_fn_with_state(recorder, access_log::record)`, outermost.
+pub async fn record(State(recorder): State<Recorder>, request: Request, next: Next) -> Response {
+    let mut line = Line::new(recorder, &request);
     let mut response = next.run(request).await;
     line.answered(&mut response);
     response.map(|body| {
@@ -112,6 +124,7 @@ impl Default for Logged {
             reference: String::new(),
             kind: "other",
             error: None,
+            user: None,
         }
     }
 }
@@ -119,10 +132,10 @@ impl Default for Logged {
 // === impl Line ===
 
 impl Line {
-    fn new(metrics: Arc<Metrics>, request: &Request) -> Self {
+    fn new(recorder: Recorder, request: &Request) -> Self {
         let path = request.uri().path();
         Self {
-            metrics,
+            recorder,
             start: Instant::now(),
             method: request.method().clone(),
             path: shortened(path),
@@ -147,14 +160,39 @@ impl Line {
     fn count(&self) {
         let Logged { outcome, ref upstream, kind, .. } = self.logged;
         let labels = RequestLabels { upstream: upstream.clone(), kind, outcome };
-        self.metrics.requests.get_or_create(&labels).inc();
+        let metrics = &self.recorder.metrics;
+        metrics.requests.get_or_create(&labels).inc();
         let labels = OutcomeLabels { upstream: upstream.clone(), outcome };
-        self.metrics.response_bytes.get_or_create(&labels).inc_by(self.bytes);
+        metrics.response_bytes.get_or_create(&labels).inc_by(self.bytes);
         if let Some(first_byte) = self.first_byte {
-            self.metrics.first_byte_seconds.observe(first_byte.as_secs_f64());
+            metrics.first_byte_seconds.observe(first_byte.as_secs_f64());
         }
         if matches!(kind, "manifest" | "blob" | "tags" | "referrers") {
-            self.metrics.client_last_request_timestamp_seconds.set(Timestamp::now().seconds());
+            metrics.client_last_request_timestamp_seconds.set(Timestamp::now().seconds());
+        }
+    }
+
+    /// The request as it is remembered. Takes what nobody needs after it.
+    fn finished(&mut self) -> Finished {
+        let aborted = self.abort.as_ref().and_then(AbortHandle::reason);
+        let logged = std::mem::take(&mut self.logged);
+        Finished {
+            id: 0,
+            at_ms: Timestamp::now(),
+            method: self.method.to_string(),
+            kind: logged.kind,
+            upstream: logged.upstream,
+            repository: logged.repository,
+            reference: logged.reference,
+            status: self.status.map_or(STATUS_CLIENT_LEFT, |status| status.as_u16()),
+            outcome: logged.outcome,
+            bytes: self.bytes,
+            complete: self.complete,
+            ttfb_ms: self.first_byte.map(milliseconds),
+            duration_ms: milliseconds(self.start.elapsed()),
+            client: self.client.map(|client| client.ip().to_canonical().to_string()),
+            user: logged.user.map(|user| user.to_string()),
+            error: logged.error.or_else(|| aborted.map(|reason| reason.to_string())),
         }
     }
 
@@ -181,6 +219,7 @@ impl Line {
                     ttfb_ms = self.first_byte.map(milliseconds),
                     duration_ms = milliseconds(self.start.elapsed()),
                     client = self.client.map(tracing::field::display),
+                    user = self.logged.user.as_deref(),
                     error,
                     "request"
                 )
@@ -200,6 +239,10 @@ impl Drop for Line {
             self.count();
         }
         self.write();
+        if !self.probe {
+            let finished = self.finished();
+            self.recorder.activity.finished(finished);
+        }
     }
 }
 

@@ -51,7 +51,12 @@ fn logged() -> Logged {
         reference: "3".to_owned(),
         kind: "manifest",
         error: None,
+        user: None,
     }
+}
+
+fn recorder(metrics: &Arc<Metrics>) -> Recorder {
+    Recorder { metrics: Arc::clone(metrics), activity: Activity::default() }
 }
 
 fn router(metrics: &Arc<Metrics>) -> Router {
@@ -59,7 +64,7 @@ fn router(metrics: &Arc<Metrics>) -> Router {
         .route("/v2/library/alpine/manifests/3", get(|| async { (axum::Extension(logged()), "manifest") }))
         .route("/livez", get(|| async { "ok" }))
         .route("/never", get(std::future::pending::<()>))
-        .layer(axum::middleware::from_fn_with_state(metrics.clone(), record))
+        .layer(axum::middleware::from_fn_with_state(recorder(metrics), record))
 }
 
 fn request(path: &str) -> Request {

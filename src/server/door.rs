@@ -1,0 +1,84 @@
+//! The door of the registry: clients say who they are, and rules say what they may read.
+
+use std::time::Duration;
+
+use http::header::WWW_AUTHENTICATE;
+use http::request::Parts;
+use http::{HeaderValue, StatusCode};
+
+use crate::audit;
+use crate::mirror::Target;
+use crate::oci::error::ErrorCode;
+
+use super::auth::{Admission, Identity, Readers, Refusal};
+use super::connection::ConnectionInfo;
+use super::error::ErrorResponse;
+use super::router::Edge;
+
+/// Our own challenge, the only one that clients ever get: upstream's are never passed on.
+const CHALLENGE: HeaderValue = HeaderValue::from_static("Basic realm=\"cachalot\", charset=\"UTF-8\"");
+
+/// When to come back after a check that did not get its turn.
+const BUSY_PAUSE: Duration = Duration::from_secs(2);
+
+/// Who asks; `None` where that is of no interest, because everyone may read.
+pub(super) async fn identify(edge: &Edge, request: &Parts) -> Result<Option<Identity>, ErrorResponse> {
+    let info = request.extensions.get::<ConnectionInfo>();
+    let Some((readers, info)) = readers(edge, info) else { return Ok(None) };
+    match edge.checks.identify(readers.known(), &request.headers, info.peer.ip()).await {
+        Ok(identity) => Ok(Some(identity)),
+        Err(Refusal::Busy) => {
+            let message = "too many passwords are being checked; try again in a moment";
+            Err(ErrorResponse::new(StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable, message)
+                .retry_after(BUSY_PAUSE))
+        }
+        Err(Refusal::Wrong) => {
+            audit::decided("login refused", &info.peer.to_string(), &"the name, password or token is wrong");
+            Err(unauthorized("the name, password or token is wrong"))
+        }
+        Err(Refusal::TooOften) => Err(unauthorized("wrong passwords came too often from here; try again in a minute")),
+    }
+}
+
+/// Lets someone in who only asks whether this is a registry. Clients that ask this first learn only here that they must
+/// say who they are.
+pub(super) fn admit_ping(edge: &Edge, reader: Option<&Identity>) -> Result<(), ErrorResponse> {
+    match (reader, &edge.readers) {
+        (Some(Identity::Anonymous), Some(readers)) if !readers.admits_anonymous() => Err(login()),
+        _ => Ok(()),
+    }
+}
+
+/// Lets someone read a repository, or says why not. Whoever is listed as its reader is marked as such.
+pub(super) fn admit(edge: &Edge, reader: Option<&Identity>, target: &mut Target) -> Result<(), ErrorResponse> {
+    let (Some(reader), Some(readers)) = (reader, &edge.readers) else { return Ok(()) };
+    match readers.admit(reader, &target.repository.to_string()) {
+        Admission::Listed => target.listed = true,
+        Admission::Open => {}
+        Admission::Unknown => return Err(login()),
+        Admission::Denied => {
+            let name = match reader {
+                Identity::User(name) => name,
+                Identity::Anonymous => "nobody",
+            };
+            audit::decided("read refused", name, &target.repository);
+            let message = format!("no rule of this mirror's [access] lets {name} read {}", target.repository);
+            return Err(ErrorResponse::new(StatusCode::FORBIDDEN, ErrorCode::Denied, message));
+        }
+    }
+    Ok(())
+}
+
+fn readers<'a>(edge: &'a Edge, info: Option<&ConnectionInfo>) -> Option<(&'a Readers, ConnectionInfo)> {
+    // Without a connection there is nobody to refuse: handlers are called so only by tests.
+    let (readers, info) = (edge.readers.as_deref()?, *info?);
+    (!readers.is_exempt(info.local)).then_some((readers, info))
+}
+
+fn login() -> ErrorResponse {
+    unauthorized("this mirror wants to know who reads here: log in with a name and password or token")
+}
+
+fn unauthorized(message: &str) -> ErrorResponse {
+    ErrorResponse::new(StatusCode::UNAUTHORIZED, ErrorCode::Unauthorized, message).header(WWW_AUTHENTICATE, CHALLENGE)
+}
