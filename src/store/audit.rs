@@ -17,7 +17,7 @@ impl Store {
     pub async fn audit(&self) -> Result<Vec<String>, StoreError> {
         self.settled().await;
         let shared = self.shared.clone();
-        self.shared.io.pool.run(move || shared.audit()).await
+        self.shared.io.reading.run(move || shared.audit()).await
     }
 }
 

@@ -75,7 +75,7 @@ impl OpenFile {
     /// Reads exactly `len` bytes from `offset` on, on the I/O threads. An error names the file.
     pub async fn read_at(self: &Arc<Self>, offset: u64, len: usize) -> io::Result<Bytes> {
         let this = self.clone();
-        let read = self.io.pool.run(move || this.io.disk.read_at(this.file()?, &this.path, offset, len)).await;
+        let read = self.io.reading.run(move || this.io.disk.read_at(this.file()?, &this.path, offset, len)).await;
         read.map_err(|error| match &error {
             StoreError::Io { source, .. } => io::Error::new(source.kind(), error),
             _ => io::Error::other(error),
@@ -92,7 +92,7 @@ impl OpenFile {
     }
 
     pub(super) fn file(&self) -> Result<&File, StoreError> {
-        let closed = || StoreError::io(super::fs::Op::Read, &self.path, io::ErrorKind::NotConnected.into());
+        let closed = || StoreError::io(super::seam::Op::Read, &self.path, io::ErrorKind::NotConnected.into());
         self.file.as_ref().ok_or_else(closed)
     }
 
@@ -146,7 +146,7 @@ impl Store {
             return Ok(Some(Blob { digest, size_bytes, file }));
         }
         let shared = self.shared.clone();
-        let opened = self.shared.io.pool.run(move || shared.open_file(digest, hit.serial, size_bytes)).await?;
+        let opened = self.shared.io.reading.run(move || shared.open_file(digest, hit.serial, size_bytes)).await?;
         match opened {
             Opened::File(file) => Ok(Some(Blob { digest, size_bytes, file })),
             Opened::Gone => Ok(None),
@@ -179,7 +179,7 @@ impl Store {
         let checked = self
             .shared
             .io
-            .pool
+            .reading
             .run(move || {
                 let len = usize::try_from(blob.size_bytes).unwrap_or(usize::MAX);
                 let file = &blob.file;
@@ -274,7 +274,7 @@ impl Shared {
                 let _guard = guard;
                 this.drop_damaged(&digest, serial, &what, keep_file)
             };
-            if shared.io.pool.run(job).await {
+            if shared.io.writing.run(job).await {
                 shared.drop_records(digest).await;
             }
         };

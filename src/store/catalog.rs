@@ -132,6 +132,22 @@ impl Catalog {
         Some(charge)
     }
 
+    /// Whether a tag is recorded.
+    pub(super) fn has_tag(&self, repository: &Repository, tag: &Tag) -> bool {
+        self.repositories.get(repository).is_some_and(|folder| folder.tags.contains_key(tag))
+    }
+
+    /// Whether a manifest is recorded.
+    pub(super) fn has_record(&self, repository: &Repository, digest: &Digest) -> bool {
+        let recorded = self.repositories.get(repository).and_then(|folder| folder.manifests.get(digest));
+        recorded.is_some_and(|recorded| recorded.record.is_some())
+    }
+
+    /// Whether a list is held.
+    pub(super) fn has_list(&self, repository: &Repository, file_name: &str) -> bool {
+        self.repositories.get(repository).is_some_and(|folder| folder.lists.contains_key(file_name))
+    }
+
     fn prune(&mut self, repository: &Repository) {
         let empty = |folder: &Folder| folder.manifests.is_empty() && folder.tags.is_empty() && folder.lists.is_empty();
         if self.repositories.get(repository).is_some_and(empty) {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use rustix::io::Errno;
 
-use super::fs::Op;
+use super::seam::Op;
 use crate::oci::Digest;
 
 /// A failure of the store. Cheap to clone, so that many waiters can share one.

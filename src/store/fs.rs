@@ -12,38 +12,8 @@ use std::time::{Duration, UNIX_EPOCH};
 use bytes::Bytes;
 
 use super::error::StoreError;
+use super::seam::{Change, Faults, Op};
 use crate::metrics::Metrics;
-
-/// A kind of file-system operation: the `op` label of `cachalot_store_errors_total`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[expect(missing_docs, reason = "the names are those of the operations")]
-pub enum Op {
-    CreateFolder,
-    ListFolder,
-    SyncFolder,
-    RemoveFolder,
-    Create,
-    Open,
-    Size,
-    Resize,
-    Read,
-    Write,
-    SetMode,
-    SetTime,
-    Sync,
-    Rename,
-    Remove,
-    Free,
-    Lock,
-    /// Not an operation of the file system: a record did not parse.
-    Parse,
-}
-
-/// Failures to order, for tests. Called before each operation; an error takes its place.
-pub trait Faults: Send + Sync {
-    /// `Ok` lets the operation happen.
-    fn before(&self, op: Op, path: &Path) -> io::Result<()>;
-}
 
 /// The file system as the store sees it.
 #[derive(Clone)]
@@ -89,39 +59,27 @@ pub(super) struct Space {
 /// At most so many buffers go into one `pwritev` (the smallest `IOV_MAX` among Linux systems).
 const SLICES_MAX: usize = 1024;
 
-// === impl Op ===
-
-impl Op {
-    /// The operation as a verb: in messages and as the metric label.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::CreateFolder => "mkdir",
-            Self::ListFolder => "list",
-            Self::SyncFolder => "fsync_folder",
-            Self::RemoveFolder => "rmdir",
-            Self::Create => "create",
-            Self::Open => "open",
-            Self::Size => "stat",
-            Self::Resize => "truncate",
-            Self::Read => "read",
-            Self::Write => "write",
-            Self::SetMode => "chmod",
-            Self::SetTime => "utime",
-            Self::Sync => "fsync",
-            Self::Rename => "rename",
-            Self::Remove => "unlink",
-            Self::Free => "statvfs",
-            Self::Lock => "lock",
-            Self::Parse => "parse",
-        }
-    }
-}
-
 // === impl Disk ===
 
 impl Disk {
     pub(super) fn new(faults: Option<Arc<dyn Faults>>, metrics: Arc<Metrics>) -> Self {
         Self { faults, metrics }
+    }
+
+    /// Runs an operation that changes something.
+    fn change<T>(
+        &self,
+        op: Op,
+        path: &Path,
+        change: &Change<'_>,
+        operation: impl FnOnce() -> io::Result<T>,
+    ) -> Result<T, StoreError> {
+        self.run(op, path, || {
+            if let Some(faults) = &self.faults {
+                faults.changing(change);
+            }
+            operation()
+        })
     }
 
     /// Runs one operation. A name that is not there is an answer for most callers, so `NotFound` is not counted.
@@ -164,7 +122,7 @@ impl Disk {
 
     /// Creates one folder. `false`: it is already there.
     pub(super) fn create_folder(&self, path: &Path) -> Result<bool, StoreError> {
-        self.run(Op::CreateFolder, path, || match fs::create_dir(path) {
+        self.change(Op::CreateFolder, path, &Change::CreateFolder { path }, || match fs::create_dir(path) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
             other => other.map(|()| true),
         })
@@ -190,12 +148,12 @@ impl Disk {
     }
 
     pub(super) fn sync_folder(&self, path: &Path) -> Result<(), StoreError> {
-        self.run(Op::SyncFolder, path, || File::open(path)?.sync_all())
+        self.change(Op::SyncFolder, path, &Change::SyncFolder { path }, || File::open(path)?.sync_all())
     }
 
     /// Removes an empty folder. `false`: it isn't empty, or isn't there.
     pub(super) fn remove_folder(&self, path: &Path) -> Result<bool, StoreError> {
-        self.run(Op::RemoveFolder, path, || match fs::remove_dir(path) {
+        self.change(Op::RemoveFolder, path, &Change::RemoveFolder { path }, || match fs::remove_dir(path) {
             Ok(()) => Ok(true),
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty) => {
                 Ok(false)
@@ -221,7 +179,9 @@ impl Disk {
 
     /// Creates a file that must not be there yet, for reading and writing.
     pub(super) fn create(&self, path: &Path) -> Result<File, StoreError> {
-        self.run(Op::Create, path, || OpenOptions::new().read(true).write(true).create_new(true).mode(0o644).open(path))
+        self.change(Op::Create, path, &Change::Create { path }, || {
+            OpenOptions::new().read(true).write(true).create_new(true).mode(0o644).open(path)
+        })
     }
 
     /// Opens a file for reading; `None` if it isn't there.
@@ -248,7 +208,7 @@ impl Disk {
     }
 
     pub(super) fn resize(&self, file: &File, path: &Path, size_bytes: u64) -> Result<(), StoreError> {
-        self.run(Op::Resize, path, || file.set_len(size_bytes))
+        self.change(Op::Resize, path, &Change::Resize { path, size_bytes }, || file.set_len(size_bytes))
     }
 
     pub(super) fn size(&self, file: &File, path: &Path) -> Result<u64, StoreError> {
@@ -290,7 +250,7 @@ impl Disk {
 
     /// Writes all of `chunks`, one after the other from `offset` on, in as few calls as possible.
     pub(super) fn write_at(&self, file: &File, path: &Path, offset: u64, chunks: &[Bytes]) -> Result<(), StoreError> {
-        self.run(Op::Write, path, || {
+        self.change(Op::Write, path, &Change::Write { path, offset, chunks }, || {
             let mut at = offset;
             for group in chunks.chunks(SLICES_MAX) {
                 let mut slices: Vec<IoSlice<'_>> = group.iter().map(|chunk| IoSlice::new(chunk)).collect();
@@ -327,16 +287,17 @@ impl Disk {
     }
 
     pub(super) fn sync(&self, file: &File, path: &Path) -> Result<(), StoreError> {
-        self.run(Op::Sync, path, || file.sync_all())
+        self.change(Op::Sync, path, &Change::Sync { path }, || file.sync_all())
     }
 
     pub(super) fn rename(&self, from: &Path, to: &Path) -> Result<(), StoreError> {
-        self.run(Op::Rename, to, || fs::rename(from, to))
+        self.change(Op::Rename, to, &Change::Rename { from, to }, || fs::rename(from, to))
     }
 
     /// Removes a file. `false`: it wasn't there.
     pub(super) fn remove(&self, path: &Path) -> Result<bool, StoreError> {
-        absent(self.run(Op::Remove, path, || fs::remove_file(path))).map(|removed| removed.is_some())
+        absent(self.change(Op::Remove, path, &Change::Remove { path }, || fs::remove_file(path)))
+            .map(|removed| removed.is_some())
     }
 
     /// How full the file system of an existing path is.

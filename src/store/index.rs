@@ -400,6 +400,15 @@ impl<H> Index<H> {
         true
     }
 
+    /// Forgets an entry whose file was unlinked; its bytes are reserved from now on. Returns whether it was that entry.
+    pub(super) fn unlinked(&mut self, digest: &Digest, serial: u64) -> bool {
+        let Some(entry) = self.entries.get(digest).filter(|entry| entry.serial == serial) else { return false };
+        let bytes = entry.charged_bytes;
+        self.forget(digest, serial);
+        self.reserved += bytes;
+        true
+    }
+
     /// Forgets an entry whose file went to quarantine; its bytes go on counting. Returns them, if it was that entry.
     pub(super) fn quarantine(&mut self, digest: &Digest, serial: u64) -> Option<u64> {
         let entry = self.entries.get(digest).filter(|entry| entry.serial == serial)?;

@@ -6,13 +6,19 @@ use std::sync::atomic::AtomicUsize;
 use tokio::sync::{OwnedMutexGuard, watch};
 
 use super::fs::Disk;
-use crate::tasks::Pool;
+use crate::tasks::{Pool, PoolError};
 
 /// The disk, and where calls to it run.
+///
+/// Whoever waits for an answer reads; whatever may take as long as the disk likes (writing, syncing, unlinking) runs on
+/// threads of its own, so that a disk that takes no writes for half a minute delays no hit.
 #[derive(Debug)]
 pub(super) struct Io {
     pub(super) disk: Disk,
-    pub(super) pool: Pool,
+    /// Looks, and never waits for a write.
+    pub(super) reading: Pool,
+    /// Changes files.
+    pub(super) writing: Pool,
     deferred: Arc<watch::Sender<usize>>,
     /// How many files are open for readers.
     pub(super) open_files: AtomicUsize,
@@ -35,8 +41,16 @@ const STRIPES: usize = 256;
 // === impl Io ===
 
 impl Io {
-    pub(super) fn new(disk: Disk, pool: Pool) -> Arc<Self> {
-        Arc::new(Self { disk, pool, deferred: Arc::new(watch::Sender::new(0)), open_files: AtomicUsize::new(0) })
+    /// Starts `threads` threads for reading, and as many for writing.
+    pub(super) fn new(disk: Disk, threads: usize) -> Result<Arc<Self>, PoolError> {
+        let pool = |name| Pool::new(name, threads.max(1));
+        Ok(Arc::new(Self {
+            disk,
+            reading: pool("store-read")?,
+            writing: pool("store-write")?,
+            deferred: Arc::new(watch::Sender::new(0)),
+            open_files: AtomicUsize::new(0),
+        }))
     }
 
     /// Counts something as still to be done.
@@ -52,13 +66,13 @@ impl Io {
             let _deferred = deferred;
             job()
         };
-        self.pool.run(counted).await
+        self.writing.run(counted).await
     }
 
     /// Runs `job` some time, without anybody waiting for it: for destructors.
     pub(super) fn run_deferred(&self, job: impl FnOnce() + Send + 'static) {
         let deferred = self.defer();
-        self.pool.run_detached(move || {
+        self.writing.run_detached(move || {
             // Dropped last, also when the job panics.
             let _deferred = deferred;
             job();

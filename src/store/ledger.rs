@@ -76,6 +76,16 @@ impl Ledger {
         }
     }
 
+    /// Takes out an entry whose file was just unlinked; its room stays reserved until the result is dropped.
+    pub(super) fn unlinked(self: &Arc<Self>, digest: &Digest, serial: u64, charged_bytes: u64) -> Option<Reservation> {
+        if !self.change(|index| index.unlinked(digest, serial)) {
+            return None;
+        }
+        // Its blocks are free, or will be: they are not still to be written.
+        self.written.fetch_add(charged_bytes, Ordering::Relaxed);
+        Some(Reservation { ledger: self.clone(), charged_bytes, written_bytes: charged_bytes })
+    }
+
     /// How much of what is reserved will still be written.
     pub(super) fn unwritten(&self) -> u64 {
         self.read().reserved().saturating_sub(self.written.load(Ordering::Relaxed))

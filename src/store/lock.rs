@@ -41,7 +41,7 @@ impl Lock {
         let mut announced = false;
         loop {
             let (disk, path) = (io.disk.clone(), layout.lock());
-            let taken = io.pool.run(move || {
+            let taken = io.writing.run(move || {
                 let file = disk.open_lock(&path)?;
                 if !disk.try_lock(&file, &path)? {
                     return Ok(Err(disk.read(&path, HOLDER_BYTES_MAX)?.unwrap_or_default()));

@@ -22,7 +22,7 @@ use tokio::time::Instant;
 
 use crate::metrics::Metrics;
 use crate::oci::Digest;
-use crate::tasks::{self, Pool};
+use crate::tasks;
 
 mod audit;
 mod blob;
@@ -34,6 +34,7 @@ mod index;
 mod io;
 mod layout;
 mod ledger;
+mod lists;
 mod lock;
 mod order;
 mod partial;
@@ -43,7 +44,9 @@ mod record_files;
 mod records;
 mod recover;
 mod room;
+mod seam;
 mod sweep;
+mod versions;
 
 use catalog::Catalog;
 use fs::Disk;
@@ -52,14 +55,16 @@ use layout::Layout;
 use ledger::Ledger;
 use lock::Lock;
 use records::RecordCaches;
+use versions::Versions;
 
 pub use blob::{Blob, OpenFile, READ_BYTES_MAX};
 pub use error::{NoRoom, StoreError};
-pub use fs::{Faults, Op};
 pub use ledger::Reservation;
+pub use lists::{ListName, ListRecord};
 pub use partial::Partial;
 pub use piece::{Cut, Piece, Pieces};
-pub use records::{ListName, ListRecord, Listed, ManifestRecord, TagRecord};
+pub use records::{Listed, ManifestRecord, TagRecord};
+pub use seam::{Change, Faults, Op};
 
 /// How to open a store.
 #[derive(Clone)]
@@ -74,7 +79,7 @@ pub struct Options {
     pub shrink_grace: Duration,
     /// Evict nothing at all: what goes can't be fetched again.
     pub offline: bool,
-    /// How many threads read and write.
+    /// How many threads read, and how many others write.
     pub io_threads: usize,
     /// Failures to order, for tests.
     pub faults: Option<Arc<dyn Faults>>,
@@ -146,8 +151,10 @@ struct Shared {
     offline: bool,
     /// Whoever creates, replaces or removes a blob's file holds its digest's lock.
     blob_locks: Stripes,
-    /// Whoever reads or changes a repository's record files holds its lock.
+    /// Whoever changes a repository's record files holds its lock.
     record_locks: Stripes,
+    /// Whoever reads a repository's record files without that lock looks here whether somebody writes.
+    record_versions: Versions,
     /// Whoever writes a manifest's record, which keeps what the one before it knew, has its turn.
     manifest_turns: Stripes,
     catalog: RwLock<Catalog>,
@@ -159,6 +166,8 @@ struct Shared {
     evictor: tokio::sync::Mutex<()>,
     /// The folders of partials that are in use or being removed.
     partials: Mutex<HashSet<PathBuf>>,
+    /// Those of them that the disk would not let go of.
+    unremoved: Mutex<Vec<PathBuf>>,
     staged: AtomicU64,
     lock: Mutex<Option<Lock>>,
 }
@@ -188,17 +197,16 @@ impl Store {
     /// Takes the data directory into use: locks it, removes what was left half-done, and finds what it holds. Needs
     /// nothing but the disk (law 9). Records are read in the background.
     pub async fn open(options: Options, metrics: Arc<Metrics>) -> Result<Self, StoreError> {
-        let pool =
-            Pool::new("store", options.io_threads.max(1)).map_err(|error| StoreError::Threads(Arc::new(error)))?;
-        let io = Io::new(Disk::new(options.faults, metrics.clone()), pool);
+        let disk = Disk::new(options.faults, metrics.clone());
+        let io = Io::new(disk, options.io_threads).map_err(|error| StoreError::Threads(Arc::new(error)))?;
         let layout = Layout::new(&options.path);
         let started = Instant::now();
 
         let (disk, paths) = (io.disk.clone(), layout.clone());
-        io.pool.run(move || recover::prepare(&disk, &paths)).await?;
+        io.writing.run(move || recover::prepare(&disk, &paths)).await?;
         let lock = Lock::acquire(&io, &layout, options.lock_wait).await?;
         let (disk, paths, budget) = (io.disk.clone(), layout.clone(), options.budget);
-        let (index, budget) = io.pool.run(move || recover::recover(&disk, &paths, &*budget)).await?;
+        let (index, budget) = io.writing.run(move || recover::recover(&disk, &paths, &*budget)).await?;
 
         let capacity_bytes = budget.capacity_bytes;
         let (blobs, held_bytes, excess) = (index.blobs(), index.held(), index.excess());
@@ -224,6 +232,7 @@ impl Store {
             offline: options.offline,
             blob_locks: Stripes::new(),
             record_locks: Stripes::new(),
+            record_versions: Versions::new(),
             manifest_turns: Stripes::new(),
             catalog: RwLock::default(),
             loaded: watch::Sender::new(false),
@@ -234,6 +243,7 @@ impl Store {
                 .build(),
             evictor: tokio::sync::Mutex::default(),
             partials: Mutex::default(),
+            unremoved: Mutex::default(),
             staged: AtomicU64::new(0),
             lock: Mutex::new(Some(lock)),
         });
@@ -304,4 +314,4 @@ impl Drop for Loading {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -8,9 +8,9 @@ use bytes::Bytes;
 use super::blob::OpenFile;
 use super::count::charge;
 use super::error::{NoRoom, StoreError};
-use super::fs::Op;
 use super::ledger::{Reservation, now};
 use super::publish::{MODE_BLOB, Staged, publish};
+use super::seam::Op;
 use super::{Shared, Store};
 use crate::oci::{Digest, RegistryName, Verified};
 
@@ -106,7 +106,7 @@ impl Partial {
             inner.grow(end).await?;
         }
         let file = inner.file.clone();
-        inner.shared.io.pool.run(move || file.write_at(offset, &chunks)).await?;
+        inner.shared.io.writing.run(move || file.write_at(offset, &chunks)).await?;
         inner.reservation.wrote(len);
         inner.written_bytes += len;
         inner.end = inner.end.max(end);
@@ -221,12 +221,15 @@ impl Shared {
     }
 
     /// Removes what is left of a partial; only then may its folder be used again.
-    fn remove_partial(&self, folder: &Path) {
+    pub(super) fn remove_partial(&self, folder: &Path) {
         let removed = self.io.disk.remove(&folder.join(DATA)).and_then(|_| self.io.disk.remove_folder(folder));
         match removed {
             Ok(_) => drop(self.partials.lock().remove(folder)),
-            // It stays claimed, so that a successor gets a folder of its own; the next start removes it.
-            Err(error) => tracing::warn!(%error, "could not remove a partial"),
+            // It stays claimed, so that a successor gets a folder of its own; the next sweep tries again.
+            Err(error) => {
+                tracing::warn!(%error, "could not remove a partial");
+                self.unremoved.lock().push(folder.to_owned());
+            }
         }
     }
 }

@@ -16,11 +16,18 @@ use super::ledger::Charge;
 use super::publish::{MODE_RECORD, publish_bytes};
 use crate::oci::{Digest, Repository, Tag};
 
+/// What became of looking for a record.
+#[derive(Debug)]
+pub(super) enum Look<T> {
+    /// The record, and how long it is.
+    Found(T, usize),
+    Absent,
+    /// It can't be understood, or not be read: to be seen to with the lock in hand.
+    Damaged,
+}
+
 /// Larger record files are not written, and not believed.
 const RECORD_BYTES_MAX: u64 = 32 << 20;
-
-/// Held lists take at most this part of the capacity.
-const LISTS_SHARE: u64 = 64;
 
 /// A record as it is written; `None` if it is too large.
 pub(super) fn encode(record: &impl Serialize) -> Option<Vec<u8>> {
@@ -43,9 +50,35 @@ impl Shared {
         self.io
             .run_counted(move || {
                 let _guard = guard;
+                let _writing = shared.record_versions.write(&repository);
                 job(&shared, &repository)
             })
             .await
+    }
+
+    /// Looks for a record, without waiting for whoever writes one: a disk that takes no writes for a while delays no
+    /// reader. `note` is told what was read and how long it is, unless somebody began to write in the meantime.
+    pub(super) async fn look<T: DeserializeOwned + Send + 'static>(
+        self: &Arc<Self>,
+        repository: &Repository,
+        path: PathBuf,
+        note: impl FnOnce(&T, usize),
+    ) -> Result<Look<T>, StoreError> {
+        let seen = self.record_versions.seen(repository);
+        let disk = self.io.disk.clone();
+        let read = self.io.reading.run(move || {
+            let Some(bytes) = disk.read(&path, RECORD_BYTES_MAX)? else { return Ok::<_, StoreError>(Look::Absent) };
+            let record = serde_json::from_slice(&bytes);
+            Ok(record.map_or(Look::Damaged, |record| Look::Found(record, bytes.len())))
+        });
+        match read.await {
+            Ok(Look::Found(record, len)) => {
+                self.record_versions.if_unchanged(repository, seen, || note(&record, len));
+                Ok(Look::Found(record, len))
+            }
+            Err(error) if !error.is_passing() => Ok(Look::Damaged),
+            other => other,
+        }
     }
 
     /// Reads a record, and how long it is. One that can't be understood is removed: it would never get better.
@@ -169,11 +202,6 @@ impl Shared {
         self.records.manifests.invalidate(&(repository.clone(), *digest));
     }
 
-    pub(super) fn drop_list(&self, repository: &Repository, file_name: String) {
-        drop(self.catalog.write().remove_list(repository, &file_name));
-        self.records.lists.invalidate(&(repository.clone(), file_name));
-    }
-
     /// Removes the folders of a repository, and those above it, as far as they are empty.
     pub(super) fn remove_empty_folders(&self, repository: &Repository) {
         let own = self.layout.repository(repository);
@@ -186,28 +214,6 @@ impl Shared {
             if !matches!(self.io.disk.remove_folder(folder), Ok(true)) {
                 break;
             }
-        }
-    }
-
-    /// Removes the oldest lists until one of `bytes` has its place. `false`: it never has.
-    pub(super) async fn make_room_for_list(self: &Arc<Self>, bytes: u64) -> Result<bool, StoreError> {
-        let limit = self.ledger.read().capacity() / LISTS_SHARE;
-        if bytes > limit {
-            return Ok(false);
-        }
-        loop {
-            let oldest = {
-                let catalog = self.catalog.read();
-                if catalog.list_bytes() + bytes <= limit { None } else { catalog.oldest_list() }
-            };
-            let Some((repository, file_name)) = oldest else { return Ok(true) };
-            let remove = move |shared: &Arc<Self>, repository: &Repository| {
-                shared.io.disk.remove(&shared.layout.list(repository, &file_name))?;
-                shared.drop_list(repository, file_name);
-                shared.remove_empty_folders(repository);
-                Ok::<_, StoreError>(())
-            };
-            self.with_records(&repository, remove).await?;
         }
     }
 }

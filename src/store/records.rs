@@ -1,15 +1,13 @@
-//! Records: what was learned about tags, manifests and lists, one small JSON file each.
+//! Records: what was learned about tags and manifests, one small JSON file each.
 
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use super::Store;
-use super::catalog::HeldList;
-use super::count::record_charge;
 use super::error::StoreError;
-use super::layout;
-use super::record_files::encode;
+use super::lists::ListRecord;
+use super::record_files::Look;
 use crate::clock::Timestamp;
 use crate::oci::manifest::Descriptor;
 use crate::oci::{Digest, Repository, Tag};
@@ -66,24 +64,6 @@ pub struct Listed {
     pub confirmed: bool,
 }
 
-/// A list that upstream answered with.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ListRecord {
-    /// When it was fetched.
-    pub fetched: Timestamp,
-    /// The list, as whoever stored it reads it.
-    pub body: String,
-}
-
-/// Which list of a repository.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum ListName {
-    /// Its tags.
-    Tags,
-    /// The manifests that refer to one.
-    Referrers(Digest),
-}
-
 /// Records kept in memory, bounded in bytes.
 #[derive(Debug)]
 pub(super) struct RecordCaches {
@@ -121,17 +101,6 @@ impl ManifestRecord {
     }
 }
 
-// === impl ListName ===
-
-impl ListName {
-    fn file_name(&self) -> String {
-        match self {
-            Self::Tags => "tags.json".to_owned(),
-            Self::Referrers(digest) => format!("referrers-{}.json", layout::dashed(digest)),
-        }
-    }
-}
-
 // === impl RecordCaches ===
 
 impl RecordCaches {
@@ -161,8 +130,19 @@ impl Store {
     /// What is recorded of a tag. A record that can't be read counts as absent.
     pub async fn tag(&self, repository: &Repository, tag: &Tag) -> Result<Option<TagRecord>, StoreError> {
         let key = (repository.clone(), tag.clone());
-        if let Some(record) = self.shared.records.tags.get(&key) {
+        let tags = &self.shared.records.tags;
+        if let Some(record) = tags.get(&key) {
             return Ok(Some(record));
+        }
+        let path = self.shared.layout.tag(repository, tag);
+        match self
+            .shared
+            .look(repository, path, |record: &TagRecord, _| tags.insert(key.clone(), record.clone()))
+            .await?
+        {
+            Look::Found(record, _) => return Ok(Some(record)),
+            Look::Absent if !self.shared.catalog.read().has_tag(repository, tag) => return Ok(None),
+            Look::Absent | Look::Damaged => {}
         }
         self.shared
             .with_records(repository, move |shared, _| {
@@ -222,8 +202,16 @@ impl Store {
         digest: &Digest,
     ) -> Result<Option<Arc<ManifestRecord>>, StoreError> {
         let key = (repository.clone(), *digest);
-        if let Some((record, _)) = self.shared.records.manifests.get(&key) {
+        let manifests = &self.shared.records.manifests;
+        if let Some((record, _)) = manifests.get(&key) {
             return Ok(Some(record));
+        }
+        let path = self.shared.layout.manifest(repository, digest);
+        let note = |record: &Arc<ManifestRecord>, len| manifests.insert(key.clone(), (record.clone(), len));
+        match self.shared.look(repository, path, note).await? {
+            Look::Found(record, _) => return Ok(Some(record)),
+            Look::Absent if !self.shared.catalog.read().has_record(repository, digest) => return Ok(None),
+            Look::Absent | Look::Damaged => {}
         }
         self.shared
             .with_records(repository, move |shared, _| {
@@ -323,61 +311,5 @@ impl Store {
             }
         }
         Ok(None)
-    }
-}
-
-// === impl Store: lists ===
-
-impl Store {
-    /// A held list.
-    pub async fn list(&self, repository: &Repository, name: &ListName) -> Result<Option<Arc<ListRecord>>, StoreError> {
-        let key = (repository.clone(), name.file_name());
-        if let Some((record, _)) = self.shared.records.lists.get(&key) {
-            return Ok(Some(record));
-        }
-        self.shared
-            .with_records(repository, move |shared, _| {
-                let (repository, file_name) = &key;
-                let path = shared.layout.list(repository, file_name);
-                let Some((record, len)) = shared.read_record::<ListRecord>(&path)? else {
-                    drop(shared.catalog.write().remove_list(repository, file_name));
-                    return Ok(None);
-                };
-                let record = Arc::new(record);
-                shared.records.lists.insert(key, (record.clone(), len));
-                Ok(Some(record))
-            })
-            .await
-    }
-
-    /// Holds a list. All lists together take at most a 64th of the capacity; the oldest ones go first. `false`: there was
-    /// no room.
-    pub async fn put_list(
-        &self,
-        repository: &Repository,
-        name: &ListName,
-        record: ListRecord,
-    ) -> Result<bool, StoreError> {
-        let file_name = name.file_name();
-        let Some(content) = encode(&record) else { return Ok(false) };
-        let bytes = record_charge(content.len() as u64);
-        if !self.shared.make_room_for_list(bytes).await? {
-            return Ok(false);
-        }
-        let path = self.shared.layout.list(repository, &file_name);
-        let weight = content.len();
-        self.shared
-            .put_record(repository, content, path, move |shared, repository, written| {
-                let key = (repository.clone(), file_name);
-                if let Some(charge) = written {
-                    let list = HeldList { bytes, written: Timestamp::now(), charge };
-                    shared.catalog.write().add_list(repository, key.1.clone(), list);
-                    shared.records.lists.insert(key, (Arc::new(record), weight));
-                } else {
-                    shared.drop_list(repository, key.1);
-                }
-                true
-            })
-            .await
     }
 }

@@ -159,7 +159,7 @@ impl Shared {
     /// Fills the catalog from the records on disk, in the background after boot. Eviction waits for it.
     pub(super) async fn load_catalog(self: Arc<Self>) {
         let shared = self.clone();
-        let repositories = self.io.pool.run(move || shared.find_repositories()).await;
+        let repositories = self.io.reading.run(move || shared.find_repositories()).await;
         let count = repositories.len();
         for repository in repositories {
             if let Err(error) = self.ensure_loaded(&repository).await {

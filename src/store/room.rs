@@ -1,5 +1,7 @@
 //! Room: reserving it, and evicting what was read longest ago to make it.
 
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +13,7 @@ use super::index::Victim;
 use super::ledger::{Answer, Reservation, now};
 use super::order::{Order, order};
 use super::{Shared, Store};
+use crate::oci::Digest;
 use crate::tasks;
 
 /// Others may take what was freed before it can be reserved, so many times.
@@ -18,6 +21,9 @@ const ROUNDS: usize = 4;
 
 /// Eviction frees at least this part of the capacity at once, so that not every reservation has to evict.
 const LOW_MARK_SHARE: u64 = 50;
+
+/// The room of so many removed files at most waits for their folders to be synced.
+const REMOVED_BATCH: usize = 256;
 
 // === impl Store ===
 
@@ -59,7 +65,7 @@ impl Shared {
     /// How many bytes the file system lacks to its floor, once everything reserved is written.
     async fn shortage(&self, needed_bytes: u64) -> Result<u64, NoRoom> {
         let (disk, path) = (self.io.disk.clone(), self.layout.base().to_owned());
-        let space = self.io.pool.run(move || disk.space(&path)).await;
+        let space = self.io.reading.run(move || disk.space(&path)).await;
         let space = space.map_err(|error| NoRoom::Unknown(Box::new(error)))?;
         if let Some(free) = space.free_inodes.filter(|free| *free <= self.budget.min_free_inodes) {
             return Err(NoRoom::Disk { needed_bytes, what: "inodes", free, floor: self.budget.min_free_inodes });
@@ -134,45 +140,66 @@ impl Shared {
         // Without the records nobody knows which layers are the base of what.
         let _ = self.loaded.subscribe().wait_for(|loaded| *loaded).await;
         let shared = self.clone();
-        let order = self.io.pool.run(move || shared.order_now()).await;
+        let order = self.io.reading.run(move || shared.order_now()).await;
         let victims = self.ledger.change(|index| index.begin_evict(&order.candidates, least, enough));
-        let mut freed = 0;
+        let (mut freed, mut removed) = (0, Vec::new());
         for victim in victims {
-            freed += self.evict_one(victim).await;
+            if let Some(room) = self.evict_one(victim).await {
+                freed += victim.charged_bytes;
+                removed.push((victim.digest, room));
+            }
+            if removed.len() == REMOVED_BATCH {
+                self.free(std::mem::take(&mut removed)).await;
+            }
         }
+        self.free(removed).await;
         freed
     }
 
-    async fn evict_one(self: &Arc<Self>, victim: Victim) -> u64 {
+    async fn evict_one(self: &Arc<Self>, victim: Victim) -> Option<Reservation> {
         let guard = self.blob_locks.lock(&victim.digest).await;
         let shared = self.clone();
-        let evicted = self.io.pool.run(move || {
+        let evicted = self.io.writing.run(move || {
             let _guard = guard;
             shared.remove_victim(&victim)
         });
-        if !evicted.await {
-            return 0;
-        }
+        let room = evicted.await?;
         self.drop_records(victim.digest).await;
-        victim.charged_bytes
+        Some(room)
     }
 
-    /// Removes a victim's file, then its entry. The caller holds the digest's lock.
-    fn remove_victim(&self, victim: &Victim) -> bool {
+    /// Gives the room of removed files back once they are gone for good: what comes back after a power cut, beside what took
+    /// its place, would be more than the capacity allows.
+    async fn free(self: &Arc<Self>, removed: Vec<(Digest, Reservation)>) {
+        let shared = self.clone();
+        let free = move || {
+            let paths = removed.iter().map(|(digest, _)| shared.layout.blob(digest));
+            let folders: BTreeSet<PathBuf> = paths.filter_map(|path| path.parent().map(Path::to_owned)).collect();
+            for folder in folders {
+                if let Err(error) = shared.io.disk.sync_folder(&folder) {
+                    tracing::warn!(%error, "could not make sure that evicted blobs stay away after a power cut");
+                }
+            }
+        };
+        self.io.writing.run(free).await;
+    }
+
+    /// Removes a victim's file, then its entry. Its room stays reserved. The caller holds the digest's lock.
+    fn remove_victim(self: &Arc<Self>, victim: &Victim) -> Option<Reservation> {
         let Victim { digest, serial, charged_bytes, stamp } = victim;
         if !self.ledger.read().is_evicting(digest, *serial) {
-            return false;
+            return None;
         }
         if let Err(error) = self.io.disk.remove(&self.layout.blob(digest)) {
             tracing::warn!(%error, "could not evict a blob");
             self.ledger.change(|index| index.keep(digest));
-            return false;
+            return None;
         }
-        self.ledger.change(|index| index.forget(digest, *serial));
+        let room = self.ledger.unlinked(digest, *serial, *charged_bytes);
         let idle = Duration::from_micros(now().saturating_sub(*stamp));
         self.metrics.evicted_bytes.inc_by(*charged_bytes);
         self.metrics.evicted_idle_seconds.observe(idle.as_secs_f64());
         tracing::debug!(%digest, idle_seconds = idle.as_secs(), "evicted a blob");
-        true
+        room
     }
 }

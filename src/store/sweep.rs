@@ -13,13 +13,14 @@ const BATCH: usize = 256;
 
 impl Store {
     /// One pass: raises the stamps of children to those of their newest parents, sets the times of the files of what was
-    /// read since the last pass, and evicts what a lowered capacity no longer allows. To be called about every 30 s, and
-    /// at shutdown.
+    /// read since the last pass, removes partials that could not be removed before, and evicts what a lowered capacity no
+    /// longer allows. To be called about every 30 s, and at shutdown.
     pub async fn sweep(&self) {
         let (shared, deferred) = (self.shared.clone(), self.shared.io.defer());
         let sweeping = async move {
             let _deferred = deferred;
             shared.persist_stamps().await;
+            shared.remove_leftovers().await;
             if shared.ledger.read().excess() > 0 {
                 shared.evict_excess().await;
             }
@@ -38,16 +39,24 @@ impl Shared {
             return;
         }
         let shared = self.clone();
-        let stale = self.io.pool.run(move || {
+        let stale = self.io.reading.run(move || {
             shared.order_now();
             shared.ledger.read().unpersisted()
         });
         for batch in stale.await.chunks(BATCH) {
             let (shared, batch) = (self.clone(), batch.to_vec());
             self.io
-                .pool
+                .writing
                 .run(move || batch.iter().for_each(|(digest, stamp)| shared.persist_stamp(digest, *stamp)))
                 .await;
+        }
+    }
+
+    async fn remove_leftovers(self: &Arc<Self>) {
+        let leftovers = std::mem::take(&mut *self.unremoved.lock());
+        if !leftovers.is_empty() {
+            let shared = self.clone();
+            self.io.writing.run(move || leftovers.iter().for_each(|folder| shared.remove_partial(folder))).await;
         }
     }
 

@@ -53,6 +53,34 @@ async fn whatever_operation_fails_an_image_is_pulled_right_and_kept_once_the_dis
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn any_one_operation_of_a_pull_may_fail_and_no_wrong_byte_is_ever_served() {
+    let (registry, disk, mirror) = world().await;
+    let mut seed = 0;
+    for errno in [Errno::NOSPC, Errno::IO, Errno::MFILE] {
+        for n in 0.. {
+            seed += 1;
+            let image = Image::new(seed, &[10, 40 * 1024, MIB + 50_000]);
+            let tag = format!("v{seed}");
+            registry.put_image("library/app", &tag, &image);
+            disk.fail_once_after(n, errno);
+            mirror.pull_through_trouble("library/app", &tag, &image, || false).await;
+            mirror.idle().await;
+            let spared = disk.recover();
+            mirror.pull("library/app", &tag, &image).await;
+            mirror.idle().await;
+            mirror.pull("library/app", &tag, &image).await;
+            if spared {
+                assert!(n > 40, "a pull takes more operations than {n}");
+                break;
+            }
+        }
+    }
+    mirror.sweep().await;
+    // Nothing has leaked: neither partials nor reservations nor descriptors.
+    mirror.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_disk_that_fills_in_the_middle_of_a_blob_ends_it_short_and_the_resume_is_right() {
     let (registry, disk, mirror) = world().await;
     let large = Blob::noise(1, 8 * MIB);

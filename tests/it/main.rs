@@ -17,6 +17,7 @@ mod faults;
 mod freshness;
 mod layering;
 mod multipart;
+mod power;
 mod protocol;
 mod ranges;
 mod registry;

@@ -14,9 +14,10 @@ use cachalot::store::{Faults, Op};
 use rustix::io::Errno;
 use tempfile::TempDir;
 
-use super::client::{self, Answer, Connection, Request};
+use super::client::{self, Answer, Connection, End, Request};
 use super::images::{Image, sha256, sha512};
 use super::registry::Registry;
+use super::simulated_disk::{Loss, SimulatedDisk};
 use super::wiring::{Holdings, Server};
 use super::{until, within};
 
@@ -35,13 +36,24 @@ pub(crate) struct Mirror {
 pub(crate) struct Site {
     folder: TempDir,
     registries: Vec<Registry>,
-    disk: Option<Arc<FailingDisk>>,
+    disk: Disk,
 }
 
-/// A disk on which operations of one kind fail while a test says so.
+/// What is between the store and its real files.
+#[derive(Clone, Debug, Default)]
+enum Disk {
+    #[default]
+    Real,
+    Failing(Arc<FailingDisk>),
+    Simulated(Arc<SimulatedDisk>),
+}
+
+/// A disk on which operations of one kind fail while a test says so, or just one operation.
 #[derive(Debug, Default)]
 pub(crate) struct FailingDisk {
     failing: Mutex<Option<(Op, Errno)>>,
+    /// How many operations still come before the one that fails.
+    countdown: Mutex<Option<(usize, Errno)>>,
 }
 
 /// The configuration of a mirror, section by section.
@@ -49,7 +61,7 @@ pub(crate) struct FailingDisk {
 pub(crate) struct Builder {
     sections: BTreeMap<String, BTreeMap<String, String>>,
     registries: Vec<Registry>,
-    disk: Option<Arc<FailingDisk>>,
+    disk: Disk,
 }
 
 /// The path of a manifest of `docker.io`, as containerd asks for it.
@@ -93,7 +105,13 @@ impl Builder {
 
     /// Keeps its data on a disk that fails to order.
     pub(crate) fn disk(mut self, disk: &Arc<FailingDisk>) -> Self {
-        self.disk = Some(Arc::clone(disk));
+        self.disk = Disk::Failing(Arc::clone(disk));
+        self
+    }
+
+    /// Keeps its data on a disk that forgets at a power cut what was not synced.
+    pub(crate) fn simulated_disk(mut self, disk: &Arc<SimulatedDisk>) -> Self {
+        self.disk = Disk::Simulated(Arc::clone(disk));
         self
     }
 
@@ -124,12 +142,26 @@ impl Site {
     /// Starts a mirror here, maybe again.
     pub(crate) async fn start(self) -> Mirror {
         let config = self.folder.path().join("cachalot.toml");
-        let faults = self.disk.clone().map(|disk| disk as Arc<dyn Faults>);
+        let faults: Option<Arc<dyn Faults>> = match self.disk.clone() {
+            Disk::Real => None,
+            Disk::Failing(disk) => Some(disk),
+            Disk::Simulated(disk) => {
+                disk.mount(&self.data());
+                Some(disk)
+            }
+        };
         let started = within("the mirror starts", Server::start(&config, faults)).await;
         let server = started.unwrap_or_else(|error| panic!("the mirror does not start: {error}"));
         let addr = server.listen();
         let admin = server.admin();
         Mirror { server: Some(server), site: Some(self), addr, admin }
+    }
+
+    /// Leaves in the data directory what a power cut leaves of it. Only for a mirror on a simulated disk, and only once it
+    /// has stopped.
+    pub(crate) fn lose_power(&self, loss: Loss) {
+        let Disk::Simulated(disk) = &self.disk else { panic!("only a simulated disk can forget") };
+        disk.restore(&self.data(), loss);
     }
 
     /// Replaces a text of the configuration file.
@@ -194,17 +226,37 @@ impl FailingDisk {
         *self.failing.lock().unwrap() = Some((op, errno));
     }
 
-    /// From now on, nothing fails.
-    pub(crate) fn recover(&self) {
+    /// Fails one operation, after `n` more.
+    pub(crate) fn fail_once_after(&self, n: usize, errno: Errno) {
+        *self.countdown.lock().unwrap() = Some((n, errno));
+    }
+
+    /// From now on, nothing fails. Says whether the one operation that was to fail has not come.
+    pub(crate) fn recover(&self) -> bool {
         *self.failing.lock().unwrap() = None;
+        self.countdown.lock().unwrap().take().is_some()
     }
 }
 
 impl Faults for FailingDisk {
     fn before(&self, op: Op, _: &Path) -> std::io::Result<()> {
-        match *self.failing.lock().unwrap() {
-            Some((failing, errno)) if failing == op => Err(errno.into()),
-            _ => Ok(()),
+        if let Some((failing, errno)) = *self.failing.lock().unwrap()
+            && failing == op
+        {
+            return Err(errno.into());
+        }
+        let mut countdown = self.countdown.lock().unwrap();
+        match &mut *countdown {
+            Some((0, errno)) => {
+                let errno = *errno;
+                *countdown = None;
+                Err(errno.into())
+            }
+            Some((left, _)) => {
+                *left -= 1;
+                Ok(())
+            }
+            None => Ok(()),
         }
     }
 }
@@ -214,7 +266,7 @@ impl Faults for FailingDisk {
 impl Mirror {
     /// A mirror with room for all that tests hold, on an address of its own.
     pub(crate) fn builder() -> Builder {
-        Builder { sections: BTreeMap::new(), registries: Vec::new(), disk: None }
+        Builder { sections: BTreeMap::new(), registries: Vec::new(), disk: Disk::Real }
             .set("server", "listen", "\"127.0.0.1:0\"")
             .set("admin", "listen", "\"127.0.0.1:0\"")
             .set("storage", "min_free", "\"1MiB\"")
@@ -284,6 +336,40 @@ impl Mirror {
         }
     }
 
+    /// Pulls an image while the disk may fail: each body is right, or ends short after a right beginning and is then asked
+    /// for again. Cache trouble is never a client's trouble (law 6), so nothing but bodies may fail. Nobody asks any more
+    /// once it is `over`.
+    pub(crate) async fn pull_through_trouble(
+        &self,
+        repository: &str,
+        reference: &str,
+        image: &Image,
+        over: impl Fn() -> bool,
+    ) {
+        let manifests = [reference, &image.manifest.digest].map(|by| (manifest(repository, by), &image.manifest.bytes));
+        let blobs = image.blobs().map(|part| (blob(repository, &part.digest), &part.bytes));
+        for (path, bytes) in manifests.into_iter().chain(blobs) {
+            // Who asks again at once may still join the fill that is failing.
+            let mut tries = 5;
+            while !over() {
+                let answer = self.get(&path).await;
+                assert_eq!(answer.status(), 200, "{path}: {:?} {}", answer.head, answer.text());
+                if answer.end == End::Complete {
+                    assert!(answer.body == *bytes, "{path}: wrong bytes");
+                    break;
+                }
+                assert!(answer.end == End::Short && bytes.starts_with(&answer.body), "{path}: {:?}", answer.end);
+                tries -= 1;
+                assert!(tries > 0, "{path} ends short again and again");
+            }
+        }
+    }
+
+    /// One pass of the store's sweep.
+    pub(crate) async fn sweep(&self) {
+        self.server().sweep().await;
+    }
+
     /// The metrics page.
     pub(crate) async fn metrics(&self) -> String {
         let answer = client::send(self.admin, &Request::get("/metrics")).await;
@@ -340,6 +426,7 @@ impl Mirror {
         let holdings = self.holdings();
         assert_eq!((self.server().fills(), holdings.partials), (0, 0), "{holdings:?}");
         assert!(holdings.present_bytes <= holdings.capacity_bytes, "over budget: {holdings:?}");
+        until("nothing in the data directory is open", || self.open_descriptors().is_empty()).await;
         until("the index is the disk", || self.index_is_disk()).await;
         let used = disk_usage(&self.site().data());
         assert!(used <= holdings.capacity_bytes + holdings.capacity_bytes / 100, "du says {used}: {holdings:?}");
@@ -354,6 +441,14 @@ impl Mirror {
         let blobs = self.site().blobs_on_disk();
         blobs.len() == self.holdings().blobs
             && blobs.iter().all(|(digest, size)| self.server().size_of(digest) == Some(*size))
+    }
+
+    /// The files in the data directory that this process has open, its lock aside.
+    fn open_descriptors(&self) -> Vec<PathBuf> {
+        let data = self.site().data();
+        let targets = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+        let targets = targets.filter_map(|entry| std::fs::read_link(entry.path()).ok());
+        targets.filter(|target| target.starts_with(&data) && *target != data.join("lock")).collect()
     }
 
     fn server(&self) -> &Server {

@@ -3,11 +3,15 @@
 use std::future::Future;
 use std::time::Duration;
 
+// What the simulated disk, which the store's own tests use too, knows of the store.
+use cachalot::store::{Change, Faults, Op};
+
 pub(crate) mod client;
 pub(crate) mod images;
 pub(crate) mod mirror;
 pub(crate) mod multipart;
 pub(crate) mod registry;
+pub(crate) mod simulated_disk;
 pub(crate) mod wiring;
 
 /// How long anything may take before a test gives up. Nothing waits for this on the good path.

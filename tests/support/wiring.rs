@@ -97,6 +97,11 @@ impl Server {
         self.0.store.size_of(&digest.parse().expect("a digest"))
     }
 
+    /// One pass of the store's sweep.
+    pub(crate) async fn sweep(&self) {
+        self.0.store.sweep().await;
+    }
+
     /// Drains and stops, as on SIGTERM, and releases the data directory.
     pub(crate) async fn stop(self) {
         self.0.stop().await;

@@ -3,8 +3,12 @@
 mod eviction;
 mod faults;
 mod opening;
+mod power;
 mod reading;
 mod recording;
+#[path = "../../../tests/support/simulated_disk.rs"]
+pub(crate) mod simulated_disk;
+mod stalls;
 
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
