@@ -219,8 +219,9 @@ fn exempt(access: &config::Access, config: &Config, listen: &[SocketAddr]) -> Ve
 }
 
 fn limits_of(config: &Config) -> fill::Limits {
-    let config::Fill { connections_per_blob, parallel_above_bytes, .. } = config.fill;
-    fill::Limits { connections_per_blob, parallel_above_bytes, ..fill::Limits::default() }
+    let config::Fill { connections_per_blob, parallel_above_bytes, complete_from_percent, .. } = config.fill;
+    let complete_from_percent = u64::from(complete_from_percent);
+    fill::Limits { connections_per_blob, parallel_above_bytes, complete_from_percent, ..fill::Limits::default() }
 }
 
 async fn open_store(

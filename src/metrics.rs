@@ -87,6 +87,11 @@ pub struct Metrics {
     pub upstream_ratelimit_remaining: Family<UpstreamLabels, Gauge>,
     pub fills_in_flight: Gauge,
     pub fill_readers: Gauge,
+    pub fill_segments: Counter,
+    pub fill_resumes: Counter,
+    pub fill_twice_bytes: Counter,
+    pub fill_restored_bytes: Counter,
+    pub fill_lazy_blocks: Counter,
     pub store_bytes: Gauge,
     pub store_reserved_bytes: Gauge,
     pub store_capacity_bytes: Gauge,
@@ -140,6 +145,11 @@ impl Metrics {
             upstream_ratelimit_remaining: Family::default(),
             fills_in_flight: Gauge::default(),
             fill_readers: Gauge::default(),
+            fill_segments: Counter::default(),
+            fill_resumes: Counter::default(),
+            fill_twice_bytes: Counter::default(),
+            fill_restored_bytes: Counter::default(),
+            fill_lazy_blocks: Counter::default(),
             store_bytes: Gauge::default(),
             store_reserved_bytes: Gauge::default(),
             store_capacity_bytes: Gauge::default(),
@@ -199,6 +209,7 @@ impl Metrics {
         );
         r.register("fills_in_flight", "Blobs being downloaded", self.fills_in_flight.clone());
         r.register("fill_readers", "Clients reading blobs that are being downloaded", self.fill_readers.clone());
+        self.register_fills(&mut r);
         r.register("store_bytes", "Bytes held, as counted against the capacity", self.store_bytes.clone());
         r.register("store_reserved_bytes", "Bytes reserved for downloads", self.store_reserved_bytes.clone());
         r.register("store_capacity_bytes", "The configured capacity", self.store_capacity_bytes.clone());
@@ -220,6 +231,22 @@ impl Metrics {
         r.register("stale_age_seconds", "Age of the stale tag served last", self.stale_age_seconds.clone());
         r.register("refused_names", "Requests for registries that are not configured", self.refused_names.clone());
         r
+    }
+
+    fn register_fills(&self, r: &mut Registry) {
+        r.register("fill_segments", "Ranges of blobs asked of upstreams", self.fill_segments.clone());
+        r.register("fill_resumes", "Broken downloads that were resumed", self.fill_resumes.clone());
+        r.register("fill_twice_bytes", "Bytes that upstreams sent a second time", self.fill_twice_bytes.clone());
+        r.register(
+            "fill_restored_bytes",
+            "Bytes of interrupted downloads that were found on disk and not fetched again",
+            self.fill_restored_bytes.clone(),
+        );
+        r.register(
+            "fill_lazy_blocks",
+            "Blocks of 256 KiB fetched for clients that wanted only parts of a blob",
+            self.fill_lazy_blocks.clone(),
+        );
     }
 
     /// The Prometheus text exposition of everything.

@@ -66,6 +66,7 @@ pub(super) fn mean(written: Written, mistakes: &Mistakes) -> Config {
                 .map_or(default.fill.connections_per_blob, |written| count(written.value)),
             parallel_above_bytes: value_or(written.parallel_above, default.fill.parallel_above_bytes),
             unverified_ranges: value_or(written.unverified_ranges, default.fill.unverified_ranges),
+            complete_from_percent: value_or(written.complete_from, default.fill.complete_from_percent),
         },
         tags,
         upstreams,

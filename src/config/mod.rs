@@ -112,6 +112,8 @@ pub struct Fill {
     pub parallel_above_bytes: u64,
     /// What happens to a range that ends before the tail of a blob still being downloaded.
     pub unverified_ranges: UnverifiedRanges,
+    /// From which share of a blob on, in percent, all of it is fetched although only parts were wanted.
+    pub complete_from_percent: u8,
 }
 
 /// What happens to a range that could be answered before its blob is verified.
@@ -242,7 +244,12 @@ impl Default for Storage {
 
 impl Default for Fill {
     fn default() -> Self {
-        Self { connections_per_blob: 4, parallel_above_bytes: 32 << 20, unverified_ranges: UnverifiedRanges::Send }
+        Self {
+            connections_per_blob: 4,
+            parallel_above_bytes: 32 << 20,
+            unverified_ranges: UnverifiedRanges::Send,
+            complete_from_percent: 25,
+        }
     }
 }
 

@@ -95,6 +95,7 @@ pub(super) const FILL: Schema = Schema {
         key("connections_per_blob", COUNT),
         key("parallel_above", "a size such as \"32MiB\""),
         key("unverified_ranges", "\"send\" or \"wait\""),
+        key("complete_from", "a share such as \"25%\""),
     ],
 };
 

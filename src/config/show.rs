@@ -56,6 +56,7 @@ impl Display for Shown<'_> {
         writeln!(f, "\n[fill]\nconnections_per_blob = {}", fill.connections_per_blob)?;
         writeln!(f, "parallel_above = {}", text(&bytes_text(fill.parallel_above_bytes)))?;
         writeln!(f, "unverified_ranges = {}", text(unverified_ranges))?;
+        writeln!(f, "complete_from = \"{}%\"", fill.complete_from_percent)?;
         writeln!(f, "\n[tags]\nttl = {}", text(&duration_text(tags.ttl)))?;
         writeln!(f, "stale_if_error = {}", text(&stale(tags.stale_if_error)))?;
         writeln!(f, "list_ttl = {}", text(&duration_text(tags.list_ttl)))?;

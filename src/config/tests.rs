@@ -88,6 +88,7 @@ fn everything_that_can_be_written_is_meant() {
     assert_eq!(config.storage.capacity, Capacity::Percent(80));
     assert_eq!(config.storage.min_free, MinFree::Bytes(1 << 30));
     assert_eq!(config.fill.unverified_ranges, UnverifiedRanges::Wait);
+    assert_eq!(config.fill.complete_from_percent, 50);
     assert_eq!(config.tags.stale_if_error, StaleIfError::Never);
     assert_eq!(config.log, Log { format: LogFormat::Json, level: "debug".to_owned() });
     let upstream = named(&config, "registry.corp:5000");
@@ -137,7 +138,7 @@ access.rules = [
 ]
 admin.tls = { cert = "/secrets/a.crt", key = "/secrets/a.key" }
 storage = { path = "/data", capacity = "80%", min_free = "1GiB" }
-fill.unverified_ranges = "wait"
+fill = { unverified_ranges = "wait", complete_from = "50%" }
 tags.stale_if_error = "never"
 log = { format = "json", level = "debug" }
 [upstreams."registry.corp:5000"]

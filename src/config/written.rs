@@ -41,6 +41,7 @@ pub(super) struct Written {
     pub(super) connections_per_blob: Setting<u32>,
     pub(super) parallel_above: Setting<u64>,
     pub(super) unverified_ranges: Setting<UnverifiedRanges>,
+    pub(super) complete_from: Setting<u8>,
     pub(super) tag_ttl: Setting<Duration>,
     pub(super) stale_if_error: Setting<StaleIfError>,
     pub(super) list_ttl: Setting<Duration>,
@@ -119,6 +120,7 @@ impl Written {
             written.connections_per_blob = fill.take("connections_per_blob").and_then(|entry| entry.number(1..=32));
             written.parallel_above = fill.take("parallel_above").and_then(|entry| entry.parse(values::bytes));
             written.unverified_ranges = fill.take("unverified_ranges").and_then(|entry| entry.parse(unverified_ranges));
+            written.complete_from = fill.take("complete_from").and_then(|entry| entry.parse(complete_from));
             fill.finish();
         }
         if let Some(section) = root.take("tags").and_then(|entry| entry.section(schema::TAGS)) {
@@ -277,6 +279,10 @@ fn unverified_ranges(text: &str) -> Result<UnverifiedRanges, String> {
         "wait" => Ok(UnverifiedRanges::Wait),
         _ => Err(format!("{} is neither \"send\" nor \"wait\"", quoted(text))),
     }
+}
+
+fn complete_from(text: &str) -> Result<u8, String> {
+    values::percent(text, &(1..=100)).unwrap_or_else(|| Err(format!("{} is not a share such as \"25%\"", quoted(text))))
 }
 
 /// The log's format, also for its flag.

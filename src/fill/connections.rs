@@ -1,80 +1,65 @@
 //! The connections of one fill whose size is known: each claims what is needed next, brings it, and resumes what broke.
 
-use std::ops::Range;
+use std::future::pending;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
-use futures_util::{StreamExt, future};
+use futures_util::{FutureExt, StreamExt};
 use parking_lot::Mutex;
 use tokio::time::sleep;
 
 use crate::oci::range::ByteRange;
 use crate::store::Partial;
 
+use super::delivery::{Delivery, Trouble, broken};
+use super::demand::BLOCK_BYTES;
+use super::effort::{Effort, Tally};
 use super::error::FillError;
 use super::fill::{Fill, OriginId};
-use super::incoming::{Batch, Incoming};
-use super::origin::{Origin, OriginBody, OriginError, OriginErrorKind};
-use super::retry::Retry;
+use super::incoming::Incoming;
+use super::origin::{Origin, OriginBody, OriginError, OriginErrorKind, Priority};
+use super::patience::Patience;
+use super::progress::Ahead;
 use super::segments::Claim;
 use super::transfer::Tools;
 
-/// A transfer in segments.
+/// A transfer over any number of connections.
 #[derive(Debug)]
 pub(super) struct Connections<'a> {
     tools: &'a Tools,
     fill: &'a Fill,
+    partial: &'a Partial,
+    delivery: Delivery<'a>,
     size_bytes: u64,
-    partial: tokio::sync::Mutex<Partial>,
     origin: Mutex<(OriginId, Arc<dyn Origin>)>,
     /// Upstream has answered a range with just that range.
     ranges_proven: AtomicBool,
     /// Upstream has answered a range with something else.
     ranges_refused: AtomicBool,
-    resumes: AtomicU64,
-    /// How many bytes all connections have brought.
-    arrived: AtomicU64,
+    tally: Tally,
 }
 
-/// How much trouble one connection has had.
-struct Patience {
-    retry: Retry,
-    /// What had arrived when it was last in trouble.
-    arrived: u64,
-    busy: u32,
+/// What a connection is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Role {
+    /// Every fill has one, which alone goes on where upstream knows no ranges.
+    Main,
+    /// It makes the fill faster.
+    Extra,
+    /// It brings just the parts that clients want.
+    Parts,
 }
 
-/// Why a connection stopped bringing bytes.
-enum Trouble {
-    /// Upstream's doing: it may go on after a pause.
-    Origin(OriginError),
-    /// Nothing can go on.
-    Fatal(FillError),
-}
+/// Trouble, and the origin that it was with.
+type From = (OriginId, OriginError);
 
-/// How often in a row the connection that every fill has may fail before the fill does.
+/// How often in a row a connection that clients depend on may fail before the fill does.
 const FAILURES_MAX: u32 = 6;
 
 /// The others only make it faster, and give up early.
 const EXTRA_FAILURES_MAX: u32 = 1;
-
-/// How often, and how long each time, a fill waits for one of our own connections beyond upstream's header deadline.
-const BUSY_ROUNDS_MAX: u32 = 20;
-const BUSY_PAUSE: Duration = Duration::from_millis(500);
-
-// === impl Patience ===
-
-impl Patience {
-    /// How long to wait before the next attempt; `None` is to give up. What any connection brought meanwhile counts.
-    fn failed(&mut self, connections: &Connections<'_>, error: &OriginError) -> Option<Duration> {
-        let arrived = connections.arrived.load(Ordering::Relaxed);
-        self.retry.arrived(arrived - self.arrived);
-        self.arrived = arrived;
-        self.retry.failed(rand::random(), wish(error))
-    }
-}
 
 // === impl Connections ===
 
@@ -83,32 +68,39 @@ impl<'a> Connections<'a> {
         tools: &'a Tools,
         fill: &'a Fill,
         size_bytes: u64,
-        partial: Partial,
+        partial: &'a Partial,
         origin: (OriginId, Arc<dyn Origin>),
     ) -> Self {
         Self {
             tools,
             fill,
+            partial,
+            delivery: Delivery::new(fill, partial, size_bytes),
             size_bytes,
-            partial: tokio::sync::Mutex::new(partial),
             origin: Mutex::new(origin),
             ranges_proven: AtomicBool::new(false),
             ranges_refused: AtomicBool::new(false),
-            resumes: AtomicU64::new(0),
-            arrived: AtomicU64::new(0),
+            tally: Tally::default(),
         }
     }
 
-    /// Brings the whole blob, beginning with a body that has been opened already. Returns how often a broken body was
-    /// resumed.
-    pub(super) async fn run(&self, first: OriginBody) -> Result<u64, FillError> {
-        let part = first.end.is_some_and(|end| end < self.size_bytes);
+    /// Brings what is wanted until all of the blob is there, beginning with a body that may have been opened already.
+    pub(super) async fn run(&self, first: Option<OriginBody>) -> Result<(), FillError> {
+        let part =
+            first.as_ref().is_some_and(|first| first.offset > 0 || first.end.is_some_and(|end| end < self.size_bytes));
         self.ranges_proven.store(part, Ordering::Relaxed);
-        let mut connections = FuturesUnordered::new();
-        connections.push(future::Either::Left(self.main_connection(first)));
-        if part {
-            for _ in 1..self.tools.limits.connections_per_blob {
-                connections.push(future::Either::Right(self.extra_connection()));
+        if first.is_some() && !part {
+            // It brings all of the blob, wanted or not.
+            self.fill.progress().fetch_ahead(Ahead::Fully);
+        }
+        let lazy = part && self.fill.progress().ahead() == Ahead::Nothing;
+        let (main_first, mut part_first) = if lazy { (None, first) } else { (first, None) };
+        let mut connections = FuturesUnordered::<BoxFuture<'_, Result<(), FillError>>>::new();
+        connections.push(self.main_connection(main_first).boxed());
+        for number in 0..self.tools.limits.connections_per_blob {
+            connections.push(self.parts_connection(part_first.take()).boxed());
+            if number > 0 {
+                connections.push(self.extra_connection().boxed());
             }
         }
         let all = async {
@@ -122,19 +114,19 @@ impl<'a> Connections<'a> {
         tokio::select! {
             biased;
             ended = all => ended?,
-            () = self.complete() => {}
+            () = self.until(|| self.is_complete()) => {}
         }
-        Ok(self.resumes.load(Ordering::Relaxed))
+        Ok(())
     }
 
-    async fn complete(&self) {
-        loop {
-            let change = self.fill.progress().change();
-            if self.fill.progress().frontier() >= self.size_bytes {
-                return;
-            }
-            change.await;
-        }
+    /// What it took.
+    pub(super) fn effort(&self) -> Effort {
+        self.tally.effort(self.delivery.twice(), self.ranges_proven.load(Ordering::Relaxed))
+    }
+
+    /// How many bytes were written.
+    pub(super) fn arrived(&self) -> u64 {
+        self.delivery.arrived()
     }
 
     /// Who sent the bytes, last.
@@ -142,42 +134,80 @@ impl<'a> Connections<'a> {
         self.origin.lock().1.label()
     }
 
-    /// Whether the bytes came in more than one response.
-    pub(super) fn in_pieces(&self) -> bool {
-        self.ranges_proven.load(Ordering::Relaxed) || self.resumes.load(Ordering::Relaxed) > 0
+    fn is_complete(&self) -> bool {
+        self.fill.progress().frontier() >= self.size_bytes
     }
 
-    /// What was written. Call it when all connections have ended.
-    pub(super) fn into_partial(self) -> Partial {
-        self.partial.into_inner()
-    }
-
-    /// The connection that every fill has: it ends when the blob is there, or fails with it.
-    async fn main_connection(&self, first: OriginBody) -> Result<(), FillError> {
-        let mut patience = Patience { retry: Retry::new(FAILURES_MAX), arrived: 0, busy: 0 };
-        let mut brought = self.bring_from(Incoming::new(first), None).await;
+    /// Waits until something is so.
+    async fn until(&self, is_so: impl Fn() -> bool) {
         loop {
-            match brought {
-                Ok(()) => {}
-                Err(Trouble::Fatal(error)) => return Err(error),
-                Err(Trouble::Origin(error)) => self.recover(&mut patience, error).await?,
+            let change = self.fill.progress().change();
+            if is_so() {
+                return;
             }
-            let Some(claim) = self.next_claim().await else { return Ok(()) };
-            brought = self.bring(claim, true).await;
+            change.await;
         }
     }
 
-    /// A further connection. It has a place among all further connections, and ends when there is none to be had, when
-    /// upstream has trouble, or when nothing is left to claim.
+    /// The connection that every fill has: it ends when the blob is there, or fails with it. It has nothing to do as long
+    /// as only parts are wanted.
+    async fn main_connection(&self, first: Option<OriginBody>) -> Result<(), FillError> {
+        let progress = self.fill.progress();
+        let mut patience = Patience::new(FAILURES_MAX);
+        let mut first = first.map(|first| self.tally.open(self.delivery.take(Incoming::new(first), None)));
+        loop {
+            self.until(|| progress.ahead() > Ahead::Nothing).await;
+            if !self.reserve_whole().await? {
+                continue;
+            }
+            let brought = match first.take() {
+                Some(first) => first.await.map_err(|trouble| (self.origin.lock().0, trouble)),
+                None => match self.next_claim().await {
+                    Some(claim) => self.bring(claim, Role::Main).await,
+                    None => return Ok(()),
+                },
+            };
+            match brought {
+                Ok(()) => {}
+                Err((_, Trouble::Fatal(error))) => return Err(error),
+                Err((origin, Trouble::Origin(error))) => self.recover(&mut patience, (origin, error)).await?,
+            }
+        }
+    }
+
+    /// Whether there is room for all of the blob. Where nobody waits for all of it, there need not be.
+    async fn reserve_whole(&self) -> Result<bool, FillError> {
+        let progress = self.fill.progress();
+        match self.partial.reserve_whole().await {
+            Ok(()) => Ok(true),
+            Err(error) if progress.ahead() == Ahead::Fully => Err(FillError::NotStorable {
+                digest: self.fill.key().digest,
+                reason: error.to_string().into(),
+                stalled: false,
+            }),
+            Err(_) => {
+                self.until(|| progress.ahead() == Ahead::Fully).await;
+                Ok(false)
+            }
+        }
+    }
+
+    /// A further connection, once a client waits for all of a large blob. It has a place among all further connections, and
+    /// ends when there is none to be had, when upstream has trouble, or when nothing is left to claim.
     async fn extra_connection(&self) -> Result<(), FillError> {
+        if self.size_bytes < self.tools.limits.parallel_above_bytes {
+            return Ok(());
+        }
+        let proven = || self.ranges_proven.load(Ordering::Relaxed);
+        self.until(|| proven() && self.fill.progress().ahead() == Ahead::Fully).await;
         let Ok(_place) = self.tools.extra_connections.try_acquire() else { return Ok(()) };
-        let mut patience = Patience { retry: Retry::new(EXTRA_FAILURES_MAX), arrived: 0, busy: 0 };
+        let mut patience = Patience::new(EXTRA_FAILURES_MAX);
         while !self.ranges_refused.load(Ordering::Relaxed) {
             let Some(claim) = self.next_claim().await else { break };
-            match self.bring(claim, false).await {
+            match self.bring(claim, Role::Extra).await {
                 Ok(()) => {}
-                Err(Trouble::Fatal(error)) => return Err(error),
-                Err(Trouble::Origin(error)) => match patience.failed(self, &error) {
+                Err((_, Trouble::Fatal(error))) => return Err(error),
+                Err((_, Trouble::Origin(error))) => match patience.failed(self.delivery.arrived(), &error) {
                     Some(pause) => sleep(pause).await,
                     None => break,
                 },
@@ -186,12 +216,43 @@ impl<'a> Connections<'a> {
         Ok(())
     }
 
+    /// A connection that brings just what clients want who want no more than parts. It fails with the fill as long as nobody
+    /// fetches the rest; after that, the main connection is there for those who wait.
+    async fn parts_connection(&self, first: Option<OriginBody>) -> Result<(), FillError> {
+        let mut patience = Patience::new(FAILURES_MAX);
+        let mut first = first.map(|first| self.tally.open(self.delivery.take(Incoming::new(first), None)));
+        loop {
+            let brought = if let Some(first) = first.take() {
+                first.await.map_err(|trouble| (self.origin.lock().0, trouble))
+            } else {
+                let claim = self.next_wanted().await;
+                let _place = self.tools.parts_connections.acquire().await;
+                let blocks = (claim.rest.end - claim.rest.start).div_ceil(BLOCK_BYTES);
+                self.tools.metrics.fill_lazy_blocks.inc_by(blocks);
+                self.bring(claim, Role::Parts).await
+            };
+            match brought {
+                Ok(()) => {}
+                Err((_, Trouble::Fatal(error))) => return Err(error),
+                Err((origin, Trouble::Origin(error))) => {
+                    if self.fill.progress().ahead() == Ahead::Nothing {
+                        self.recover(&mut patience, (origin, error)).await?;
+                    } else if let Some(pause) = patience.failed(self.delivery.arrived(), &error) {
+                        sleep(pause).await;
+                    } else {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+    }
+
     /// The next segment to bring; `None` when all is there.
     async fn next_claim(&self) -> Option<Claim> {
         let progress = self.fill.progress();
         loop {
             let change = progress.change();
-            if progress.frontier() >= self.size_bytes {
+            if self.is_complete() {
                 return None;
             }
             if let Some(claim) = progress.claim() {
@@ -201,188 +262,111 @@ impl<'a> Connections<'a> {
         }
     }
 
-    /// Waits before the next attempt, or fails. What one origin does not have, another may.
-    async fn recover(&self, patience: &mut Patience, error: OriginError) -> Result<(), FillError> {
-        let pause = match error.kind {
-            OriginErrorKind::NotFound | OriginErrorKind::Refused { .. } => None,
-            // All of our own connections to this upstream are in use. They will be free again.
-            OriginErrorKind::Busy if patience.busy < BUSY_ROUNDS_MAX => {
-                patience.busy += 1;
-                Some(BUSY_PAUSE)
+    /// The next part that a client wants.
+    async fn next_wanted(&self) -> Claim {
+        let progress = self.fill.progress();
+        loop {
+            let change = progress.change();
+            if self.ranges_refused.load(Ordering::Relaxed) {
+                return pending().await;
             }
-            _ => patience.failed(self, &error),
-        };
-        if let Some(pause) = pause {
+            if let Some(claim) = progress.claim_wanted() {
+                return claim;
+            }
+            change.await;
+        }
+    }
+
+    /// Waits before the next attempt, or fails. What one origin does not have, another may.
+    async fn recover(&self, patience: &mut Patience, (failed, error): From) -> Result<(), FillError> {
+        if let Some(pause) = patience.pause(self.delivery.arrived(), &error) {
             tracing::debug!(digest = %self.fill.key().digest, ?pause, "resuming after: {error}");
-            self.resumes.fetch_add(1, Ordering::Relaxed);
+            self.tally.resumed();
+            self.tools.metrics.fill_resumes.inc();
             sleep(pause).await;
             return Ok(());
         }
         let mut origin = self.origin.lock();
-        self.fill.origin_failed(origin.0, &error);
-        *origin = self.fill.next_origin().ok_or(FillError::Origin(error))?;
-        patience.retry = Retry::new(FAILURES_MAX);
+        // Another connection may have moved on from it already.
+        if origin.0 == failed {
+            self.fill.origin_failed(failed, &error);
+            *origin = self.fill.next_origin().ok_or(FillError::Origin(error))?;
+        }
+        *patience = Patience::new(FAILURES_MAX);
         Ok(())
     }
 
     /// Asks for a claim's bytes and takes them. Where upstream answers with something else, only the main connection goes
     /// on with that: there is one stream then.
-    async fn bring(&self, claim: Claim, main: bool) -> Result<(), Trouble> {
-        let held = Held { fill: self.fill, claim };
+    async fn bring(&self, claim: Claim, role: Role) -> Result<(), (OriginId, Trouble)> {
+        let held = self.delivery.hold(claim);
         let wanted = ByteRange { first: held.claim.rest.start, last: held.claim.rest.end - 1 };
-        let origin = Arc::clone(&self.origin.lock().1);
-        let range = (!self.ranges_refused.load(Ordering::Relaxed)).then_some(wanted);
-        let body = match origin.fetch(range).await {
-            Err(error) if range.is_some() && error.kind == OriginErrorKind::Unusable => {
-                self.refuse_ranges();
-                return Err(Trouble::Origin(error));
-            }
-            answer => answer.map_err(Trouble::Origin)?,
-        };
-        self.check(&body, &origin.label())?;
-        if body.offset == wanted.first && body.end == Some(wanted.last + 1) {
-            self.ranges_proven.store(true, Ordering::Relaxed);
-            return self.bring_from(Incoming::new(body), Some(held)).await;
-        }
-        self.refuse_ranges();
-        drop(held);
-        if !main {
+        let (id, origin) = self.origin.lock().clone();
+        let refused = self.ranges_refused.load(Ordering::Relaxed);
+        if refused && role == Role::Parts {
             return Ok(());
         }
-        let whole = body.offset == 0 && body.end.is_none_or(|end| end == self.size_bytes);
-        self.bring_from(Incoming::new(body), None).await?;
-        // A part that was not asked for helps, but an upstream that sends nothing else must not be asked for ever.
-        if whole { Ok(()) } else { Err(Trouble::Origin(broken(wanted.first, wanted.last + 1))) }
-    }
-
-    /// Takes a body's bytes: those of the claim, or without one all that are missing and nobody else's.
-    async fn bring_from(&self, mut incoming: Incoming, mut held: Option<Held<'_>>) -> Result<(), Trouble> {
-        let (mut at, end) = incoming.range(self.size_bytes);
-        // The first segment's body was opened before there was anything to claim.
-        if held.is_none() && end < self.size_bytes {
-            held = self.claim_missing_in(at..end).filter(|held| held.claim.rest == (at..end));
+        let range = (!refused).then_some(wanted);
+        if range.is_some() {
+            self.tally.asked();
+            self.tools.metrics.fill_segments.inc();
         }
-        let mut batch = incoming.batch(end - at, true).await.map_err(Trouble::Origin)?;
-        loop {
-            let (len, last) = (batch.len, batch.last);
-            let write = self.keep(at, batch, held.as_mut());
-            let gather = async {
-                if last || at + len >= end { Ok(None) } else { incoming.batch(end - at - len, false).await.map(Some) }
+        let bringing = async {
+            let body = match origin.fetch(range, self.priority(role)).await {
+                Err(error) if range.is_some() && error.kind == OriginErrorKind::Unusable => {
+                    self.refuse_ranges();
+                    return Err(Trouble::Origin(error));
+                }
+                answer => answer.map_err(Trouble::Origin)?,
             };
-            let (kept, next) = future::join(write, gather).await;
-            kept.map_err(Trouble::Fatal)?;
-            at += len;
-            match next.map_err(Trouble::Origin)? {
-                Some(next) => batch = next,
-                None if at < end => return Err(Trouble::Origin(broken(at, end))),
-                None => return self.expect_end(&mut incoming, end).await,
+            self.check(&body, &origin.label())?;
+            if body.offset == wanted.first && body.end == Some(wanted.last + 1) {
+                if !self.ranges_proven.swap(true, Ordering::Relaxed) {
+                    self.fill.progress().nudge();
+                }
+                return self.delivery.take(Incoming::new(body), Some(held)).await;
             }
-        }
-    }
-
-    /// Nothing may follow the last byte of the blob: a body that is too long is not the blob's.
-    async fn expect_end(&self, incoming: &mut Incoming, end: u64) -> Result<(), Trouble> {
-        if end < self.size_bytes {
-            return Ok(());
-        }
-        match incoming.next().await {
-            Ok(Some(more)) if !more.is_empty() => Err(Trouble::Fatal(FillError::Origin(OriginError {
-                kind: OriginErrorKind::Unusable,
-                message: format!("upstream sent more than the {end} bytes that it announced").into(),
-            }))),
-            // All bytes are there; how the connection ended does not matter.
-            _ => Ok(()),
-        }
-    }
-
-    /// Writes a batch that begins at `at`. Only what is claimed is written, and what is claimed is not there yet: bytes that
-    /// were hashed, or given to a reader, must never change.
-    async fn keep(&self, at: u64, batch: Batch, held: Option<&mut Held<'_>>) -> Result<(), FillError> {
-        // A claim is only ever followed by the body that was asked for it.
-        if let Some(held) = held.filter(|held| held.claim.rest.start == at) {
-            let len = batch.len.min(held.claim.rest.end - at);
-            return self.write(at, batch, held, len).await;
-        }
-        while let Some(mut held) = self.claim_missing_in(at..at + batch.len) {
-            let piece = Batch { chunks: batch.chunks.clone(), ..Batch::default() };
-            let len = held.claim.rest.end - held.claim.rest.start;
-            self.write(at, piece, &mut held, len).await?;
-        }
-        Ok(())
-    }
-
-    fn claim_missing_in(&self, bytes: Range<u64>) -> Option<Held<'a>> {
-        let claim = self.fill.progress().claim_missing_in(bytes)?;
-        Some(Held { fill: self.fill, claim })
-    }
-
-    /// Writes the next `len` bytes of a claim, out of a batch that begins at `at`.
-    async fn write(&self, at: u64, batch: Batch, held: &mut Held<'_>, len: u64) -> Result<(), FillError> {
-        let wanted = held.claim.rest.start..held.claim.rest.start + len;
-        let mut chunks = Vec::with_capacity(batch.chunks.len());
-        let mut start = at;
-        for chunk in batch.chunks {
-            let end = start + chunk.len() as u64;
-            let (from, to) = (wanted.start.clamp(start, end) - start, wanted.end.clamp(start, end) - start);
-            // Both are at most the chunk's length.
-            let (from, to) = (usize::try_from(from).unwrap_or(0), usize::try_from(to).unwrap_or(0));
-            if from < to {
-                chunks.push(chunk.slice(from..to));
+            self.refuse_ranges();
+            drop(held);
+            if role != Role::Main {
+                return Ok(());
             }
-            start = end;
+            let whole = body.offset == 0 && body.end.is_none_or(|end| end == self.size_bytes);
+            self.delivery.take(Incoming::new(body), None).await?;
+            // A part that was not asked for helps, but an upstream that sends nothing else must not be asked for ever.
+            if whole { Ok(()) } else { Err(Trouble::Origin(broken(wanted.first, wanted.last + 1))) }
+        };
+        self.tally.open(bringing).await.map_err(|trouble| (id, trouble))
+    }
+
+    fn priority(&self, role: Role) -> Priority {
+        match role {
+            Role::Parts => Priority::Foreground,
+            Role::Main if self.fill.progress().ahead() == Ahead::Fully => Priority::Foreground,
+            Role::Main | Role::Extra => Priority::Background,
         }
-        if chunks.is_empty() {
-            return Ok(());
-        }
-        let written = self.partial.lock().await.write_at(wanted.start, chunks).await;
-        written.map_err(|error| FillError::NotStorable {
-            digest: self.fill.key().digest,
-            reason: error.to_string().into(),
-        })?;
-        self.arrived.fetch_add(len, Ordering::Relaxed);
-        self.fill.progress().received(&mut held.claim, len);
-        Ok(())
     }
 
     /// A body must be of a blob of the same size.
     fn check(&self, body: &OriginBody, origin: &str) -> Result<(), Trouble> {
         let Some(total) = body.total_bytes.filter(|total| *total != self.size_bytes) else { return Ok(()) };
-        self.ranges_refused.store(true, Ordering::Relaxed);
+        self.refuse_ranges_here();
         Err(Trouble::Origin(OriginError {
             kind: OriginErrorKind::Unusable,
             message: format!("{origin} now says that the blob has {total} bytes instead of {}", self.size_bytes).into(),
         }))
     }
 
+    /// Ranges are no longer asked for in this fill: who wants parts gets them with the whole.
+    fn refuse_ranges_here(&self) -> bool {
+        let known = self.ranges_refused.swap(true, Ordering::Relaxed);
+        self.fill.progress().fetch_ahead(Ahead::Fully);
+        known
+    }
+
     fn refuse_ranges(&self) {
-        if !self.ranges_refused.swap(true, Ordering::Relaxed) {
+        if !self.refuse_ranges_here() {
             self.tools.without_ranges.insert(self.fill.key().registry.clone(), ());
         }
-    }
-}
-
-/// A claim that is given up when it's dropped, on whatever path.
-struct Held<'a> {
-    fill: &'a Fill,
-    claim: Claim,
-}
-
-impl Drop for Held<'_> {
-    fn drop(&mut self) {
-        self.fill.progress().release(&self.claim);
-    }
-}
-
-fn broken(at: u64, end: u64) -> OriginError {
-    OriginError {
-        kind: OriginErrorKind::Broken,
-        message: format!("the body ended at byte {at} instead of {end}").into(),
-    }
-}
-
-fn wish(error: &OriginError) -> Option<Duration> {
-    match error.kind {
-        OriginErrorKind::RateLimited { retry_after } => retry_after,
-        _ => None,
     }
 }

@@ -30,6 +30,8 @@ pub enum FillError {
         digest: Digest,
         /// What the store said.
         reason: Arc<str>,
+        /// The disk takes writes no longer, or not in time. A refusal for want of room is not that.
+        stalled: bool,
     },
     /// The server is shutting down, or the fill's task died.
     #[error("the download of {digest} was stopped: {reason}")]

@@ -8,7 +8,10 @@ use std::ops::Range;
 /// Exact to the byte rather than a bitmap of blocks, because readers are given what has arrived of a block; requests for
 /// single ranges are aligned to blocks, which bounds how many extents a blob can have.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Extents(BTreeMap<u64, u64>);
+pub(super) struct Extents {
+    runs: BTreeMap<u64, u64>,
+    total: u64,
+}
 
 // === impl Extents ===
 
@@ -20,19 +23,21 @@ impl Extents {
         }
         let Range { mut start, mut end } = added;
         // Whatever touches the new bytes becomes one extent with them.
-        while let Some((&first, &last)) = self.0.range(..=end).next_back()
+        while let Some((&first, &last)) = self.runs.range(..=end).next_back()
             && last >= start
         {
             start = start.min(first);
             end = end.max(last);
-            self.0.remove(&first);
+            self.runs.remove(&first);
+            self.total -= last - first;
         }
-        self.0.insert(start, end);
+        self.runs.insert(start, end);
+        self.total += end - start;
     }
 
     /// Where the bytes that are present from `offset` on end; `offset` itself if it is absent.
     pub(super) fn end_of(&self, offset: u64) -> u64 {
-        match self.0.range(..=offset).next_back() {
+        match self.runs.range(..=offset).next_back() {
             Some((_, &end)) if end > offset => end,
             _ => offset,
         }
@@ -42,13 +47,20 @@ impl Extents {
     /// there are present.
     pub(super) fn gap(&self, offset: u64, limit: u64) -> Option<Range<u64>> {
         let start = self.end_of(offset);
-        let end = self.0.range(start..).next().map_or(limit, |(&next, _)| next.min(limit));
+        let end = self.runs.range(start..).next().map_or(limit, |(&next, _)| next.min(limit));
         (start < end).then_some(start..end)
+    }
+
+    /// What there is from `from` on, in order.
+    pub(super) fn runs_from(&self, from: u64) -> Vec<Range<u64>> {
+        let first = self.end_of(from);
+        let head = (first > from).then_some(from..first);
+        head.into_iter().chain(self.runs.range(first..).map(|(&start, &end)| start..end)).collect()
     }
 
     /// How many bytes there are.
     pub(super) fn total(&self) -> u64 {
-        self.0.iter().map(|(start, end)| end - start).sum()
+        self.total
     }
 }
 
@@ -69,7 +81,7 @@ mod tests {
         assert_eq!(extents.gap(35, 40), None);
         extents.insert(20..30);
         assert_eq!(extents.end_of(10), 40);
-        assert_eq!(extents.0.len(), 1);
+        assert_eq!(extents.runs.len(), 1);
     }
 
     proptest! {
@@ -83,6 +95,13 @@ mod tests {
                     naive[usize::try_from(at).unwrap()] = true;
                 }
                 prop_assert_eq!(extents.total(), naive.iter().filter(|there| **there).count() as u64);
+                for from in [0, start, start + len / 2] {
+                    let runs = extents.runs_from(from);
+                    let told: Vec<u64> = runs.iter().cloned().flatten().collect();
+                    let there = (from..300).filter(|at| naive[usize::try_from(*at).unwrap()]);
+                    prop_assert_eq!(told, there.collect::<Vec<_>>());
+                    prop_assert!(runs.windows(2).all(|pair| pair[0].end < pair[1].start));
+                }
                 for offset in 0..300_u64 {
                     let from = usize::try_from(offset).unwrap();
                     let end = (from..300).find(|at| !naive[*at]).unwrap_or(300) as u64;

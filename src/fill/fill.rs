@@ -5,17 +5,20 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use parking_lot::Mutex;
+use tokio_util::sync::CancellationToken;
 
 use crate::metrics::Metrics;
 use crate::oci::range::ByteRange;
 use crate::oci::{Digest, RegistryName};
 
+use super::demand::Demand;
 use super::error::FillError;
 use super::origin::{Origin, OriginError, OriginErrorKind};
-use super::progress::{Head, Progress};
+use super::phase::Head;
+use super::progress::Progress;
 use super::reader::FillReader;
 use super::snapshot::FillSnapshot;
-use super::transfer::Transferred;
+use super::transfer::{Ended, Transferred};
 
 /// What a fill is known by: downloads are shared per digest *and* upstream, so that an upstream that lies about a
 /// digest disturbs nobody else's clients (law 3).
@@ -38,6 +41,15 @@ pub struct Fill {
     readers_now: AtomicU64,
     started: Instant,
     metrics: Arc<Metrics>,
+    /// Cancelled when it has left the table.
+    left: CancellationToken,
+}
+
+/// What one client wants of a fill, until it's dropped.
+#[derive(Debug)]
+pub struct Want {
+    fill: Arc<Fill>,
+    number: u64,
 }
 
 /// Names one origin of one fill.
@@ -78,6 +90,7 @@ impl Fill {
             key,
             expected_bytes,
             progress: Progress::new(),
+            left: CancellationToken::new(),
             origins: Mutex::new(Origins { all: vec![OriginEntry { origin, failed: None }], next: 0 }),
             readers_served: AtomicU64::new(0),
             readers_now: AtomicU64::new(0),
@@ -96,9 +109,25 @@ impl Fill {
         self.expected_bytes
     }
 
-    /// Waits until the first byte can be given out; a small blob is verified by then.
-    pub async fn head(&self) -> Result<Head, FillError> {
-        self.progress.head().await
+    /// Takes in what a client wants. `None` if it has ended, or is about to: then [`left`](Self::left) tells when another one
+    /// can be started.
+    pub(super) fn want(self: &Arc<Self>, demand: &Demand) -> Option<Want> {
+        let number = self.progress.want(demand)?;
+        Some(Want { fill: Arc::clone(self), number })
+    }
+
+    /// Waits until the byte at `first` is there, or is known to lie beyond the blob's end. A small blob is verified by then.
+    pub async fn head(&self, first: u64) -> Result<Head, FillError> {
+        self.progress.head(first).await
+    }
+
+    /// Waits until it has left the table.
+    pub async fn left(&self) {
+        self.left.cancelled().await;
+    }
+
+    pub(super) fn note_left(&self) {
+        self.left.cancel();
     }
 
     /// Waits until the size is known.
@@ -113,7 +142,7 @@ impl Fill {
 
     /// A reader of `ranges` one after the other, or of the whole blob. See [`FillReader`].
     pub fn reader(self: &Arc<Self>, ranges: Option<&[ByteRange]>, wait_for_verified: bool) -> FillReader {
-        FillReader::new(Arc::clone(self), ranges, wait_for_verified)
+        FillReader::new(Arc::clone(self), ranges, wait_for_verified, None)
     }
 
     /// Adds a way to get the bytes, in case those before it fail. One that is there already is not added again: what
@@ -179,20 +208,32 @@ impl Fill {
     }
 
     /// The one log line of a fill.
-    pub(super) fn log_end(&self, result: Result<Transferred, &FillError>) {
+    pub(super) fn log_end(&self, result: Result<Ended, &FillError>) {
         let registry = self.key.registry.as_str();
         let digest = self.key.digest.to_string();
         let readers = self.readers_served.load(Ordering::Relaxed);
         let duration_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
         match result {
-            Ok(Transferred { size_bytes, resumes }) => tracing::info!(
+            Ok(Ended::Filled(Transferred { size_bytes, restored_bytes, effort })) => tracing::info!(
                 registry,
                 digest,
                 size_bytes,
+                restored_bytes,
                 duration_ms,
                 readers,
-                resumes,
+                connections = effort.connections,
+                segments = effort.segments,
+                resumes = effort.resumes,
+                twice_bytes = effort.twice_bytes,
                 "filled {digest} from {registry}"
+            ),
+            Ok(Ended::Rests { present_bytes }) => tracing::info!(
+                registry,
+                digest,
+                present_bytes,
+                duration_ms,
+                readers,
+                "{digest} from {registry} rests with what was wanted of it"
             ),
             // The client's 404, told in its own line.
             Err(error @ FillError::Origin(OriginError { kind: OriginErrorKind::NotFound, .. })) => {
@@ -226,13 +267,28 @@ impl Fill {
     }
 }
 
+// === impl Want ===
+
+impl Want {
+    /// A reader of `ranges` one after the other, or of the whole blob, for which they stay wanted. See [`FillReader`].
+    pub fn into_reader(self, ranges: Option<&[ByteRange]>, wait_for_verified: bool) -> FillReader {
+        FillReader::new(Arc::clone(&self.fill), ranges, wait_for_verified, Some(self))
+    }
+}
+
+impl Drop for Want {
+    fn drop(&mut self) {
+        self.fill.progress.unwant(self.number);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use futures_util::FutureExt;
     use futures_util::future::BoxFuture;
 
     use super::*;
-    use crate::fill::OriginBody;
+    use crate::fill::{OriginBody, Priority};
 
     #[derive(Debug)]
     struct Named(&'static str);
@@ -242,7 +298,7 @@ mod tests {
             self.0.to_owned()
         }
 
-        fn fetch(&self, _range: Option<ByteRange>) -> BoxFuture<'_, Result<OriginBody, OriginError>> {
+        fn fetch(&self, _: Option<ByteRange>, _: Priority) -> BoxFuture<'_, Result<OriginBody, OriginError>> {
             std::future::pending().boxed()
         }
     }

@@ -15,7 +15,19 @@ pub trait Origin: Send + Sync + fmt::Debug {
     fn label(&self) -> String;
 
     /// Asks for a range of the blob, or all of it. The answer may be another part: see [`OriginBody`].
-    fn fetch(&self, range: Option<ByteRange>) -> BoxFuture<'_, Result<OriginBody, OriginError>>;
+    fn fetch(&self, range: Option<ByteRange>, priority: Priority) -> Fetching<'_>;
+}
+
+/// An answer to come.
+pub type Fetching<'a> = BoxFuture<'a, Result<OriginBody, OriginError>>;
+
+/// Who goes first where an origin takes only so many requests at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Priority {
+    /// A client waits for just this.
+    Foreground,
+    /// It only makes things faster, or is fetched ahead.
+    Background,
 }
 
 /// A body on its way.
@@ -68,6 +80,14 @@ pub enum OriginErrorKind {
 }
 
 impl OriginErrorKind {
+    /// How long the origin wants to be left alone.
+    pub(super) fn wish(self) -> Option<Duration> {
+        match self {
+            Self::RateLimited { retry_after } => retry_after,
+            _ => None,
+        }
+    }
+
     /// Whether it is about the one repository that was asked, and says nothing about another repository that may have the
     /// same blob.
     pub fn is_about_repository(self) -> bool {

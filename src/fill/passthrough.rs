@@ -11,8 +11,8 @@ use crate::oci::range::ByteRange;
 use crate::oci::{Digest, Verifier};
 use crate::store::{Cut, Piece, Pieces};
 
-use super::origin::{Origin, OriginBody, OriginError, OriginErrorKind};
-use super::progress::TAIL_BYTES;
+use super::origin::{Origin, OriginBody, OriginError, OriginErrorKind, Priority};
+use super::phase::TAIL_BYTES;
 use super::transfer::SMALL_BYTES;
 
 /// A body that goes to one client only.
@@ -30,7 +30,7 @@ pub async fn pass_through(
     digest: Digest,
     metrics: Arc<Metrics>,
 ) -> Result<PassThrough, OriginError> {
-    let body = origin.fetch(None).await?;
+    let body = origin.fetch(None, Priority::Foreground).await?;
     if body.offset != 0 {
         return Err(OriginError {
             kind: OriginErrorKind::Unusable,

@@ -9,21 +9,23 @@ use parking_lot::Mutex;
 use tokio::sync::futures::Notified;
 use tokio::sync::{Notify, oneshot};
 
+use crate::oci::range::ByteRange;
 use crate::store::OpenFile;
 
+use super::demand::{Demand, blocks_of};
 use super::error::FillError;
+use super::phase::{Arrived, Content, Head, Phase};
 use super::segments::{Claim, Segments};
 use super::snapshot::Stage;
-
-/// The last bytes of a blob, which go out only once the whole of it is verified (law 2).
-pub const TAIL_BYTES: u64 = 64 * 1024;
+use super::waiting::{Goal, Place, Waiting};
 
 /// How many waiting readers have a say in what is fetched next.
 const WANTED_MAX: usize = 32;
 
-/// What is known about a fill at one moment.
-///
-/// The phases follow each other as `Starting → Running → Verified`, or end in `Failed` from any of the first two.
+/// A part that lies so near to what has arrived is not worth a request of its own, where all of the blob is fetched.
+const NEAR_BYTES: u64 = 4 * 1024 * 1024;
+
+/// How far a fill has come, what is wanted of it, and who waits.
 #[derive(Debug)]
 pub(super) struct Progress {
     state: Mutex<State>,
@@ -34,54 +36,26 @@ pub(super) struct Progress {
 #[derive(Debug)]
 struct State {
     phase: Phase,
-    waiting: BTreeMap<(Goal, u64), oneshot::Sender<()>>,
-    next_waiter: u64,
+    waiting: Waiting,
+    /// The parts that clients want, by the number of their want.
+    wants: BTreeMap<u64, Vec<ByteRange>>,
+    next_want: u64,
+    ahead: Ahead,
+    /// Once so many bytes are there, the rest is fetched ahead.
+    complete_from: u64,
+    /// Nobody may want anything of it any more: it is about to leave the table.
+    leaving: bool,
 }
 
-#[derive(Debug)]
-enum Phase {
-    /// No origin has answered yet.
-    Starting,
-    /// Bytes are arriving in a file.
-    Running { file: Arc<OpenFile>, arrived: Arrived },
-    /// All bytes are there and right.
-    Verified { content: Content, size_bytes: u64 },
-    /// It ended without the blob.
-    Failed(FillError),
-}
-
-/// What of a blob has arrived.
-#[derive(Debug)]
-enum Arrived {
-    /// The first so many bytes of a blob whose size nobody has said.
-    Stream(u64),
-    /// Any bytes of a blob whose size is known.
-    Segments(Segments),
-}
-
-/// Where verified bytes lie.
-#[derive(Debug)]
-enum Content {
-    File(Arc<OpenFile>),
-    Memory(Bytes),
-}
-
-/// What a waiter waits for, in the order in which it comes true.
+/// What is fetched besides the parts that clients want.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Goal {
-    /// This byte may be given out.
-    Byte(u64),
-    /// The whole blob is verified.
-    Verified,
-}
-
-/// What a fill says of itself before any byte of it is sent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Head {
-    /// The blob's size, unless the origin has not said and the end has not come yet.
-    pub size_bytes: Option<u64>,
-    /// Every byte is verified.
-    pub verified: bool,
+pub(super) enum Ahead {
+    /// Nothing: lazy pullers want no more than they ask for.
+    Nothing,
+    /// All the rest, but gently: so much of the blob was wanted that more will be.
+    Gently,
+    /// All of it: a client waits for it.
+    Fully,
 }
 
 /// What can be read at some offset.
@@ -99,8 +73,85 @@ pub(super) enum Available {
 
 impl Progress {
     pub(super) fn new() -> Self {
-        let state = State { phase: Phase::Starting, waiting: BTreeMap::new(), next_waiter: 0 };
+        let state = State {
+            phase: Phase::Starting,
+            waiting: Waiting::default(),
+            wants: BTreeMap::new(),
+            next_want: 0,
+            ahead: Ahead::Nothing,
+            complete_from: u64::MAX,
+            leaving: false,
+        };
         Self { state: Mutex::new(state), changed: Notify::new() }
+    }
+
+    /// Takes in what a client wants. The number is for [`unwant`](Self::unwant). `None`: this fill has ended, or is about
+    /// to.
+    pub(super) fn want(&self, demand: &Demand) -> Option<u64> {
+        let mut state = self.state.lock();
+        if state.leaving || matches!(state.phase, Phase::Failed(_)) {
+            return None;
+        }
+        let number = state.next_want;
+        state.next_want += 1;
+        match demand {
+            Demand::Whole { .. } => state.ahead = Ahead::Fully,
+            Demand::Parts(parts) => _ = state.wants.insert(number, parts.clone()),
+        }
+        state.settle_tail();
+        drop(state);
+        self.changed.notify_waiters();
+        Some(number)
+    }
+
+    /// A client no longer wants its parts: it has them, or has left.
+    pub(super) fn unwant(&self, number: u64) {
+        self.state.lock().wants.remove(&number);
+        self.changed.notify_waiters();
+    }
+
+    /// From now on, at least so much is fetched ahead.
+    pub(super) fn fetch_ahead(&self, ahead: Ahead) {
+        let mut state = self.state.lock();
+        state.ahead = state.ahead.max(ahead);
+        drop(state);
+        self.changed.notify_waiters();
+    }
+
+    pub(super) fn ahead(&self) -> Ahead {
+        self.state.lock().ahead
+    }
+
+    /// The part that was wanted first, before anything is known of the blob.
+    pub(super) fn first_part(&self) -> Option<ByteRange> {
+        self.state.lock().wants.values().next().and_then(|parts| parts.first().copied())
+    }
+
+    /// Whether nobody wants anything for now.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.state.lock().is_quiet()
+    }
+
+    /// Closes the fill to new clients, if nobody wants anything.
+    pub(super) fn leave_if_quiet(&self) -> bool {
+        let mut state = self.state.lock();
+        state.leaving |= state.is_quiet();
+        state.leaving
+    }
+
+    /// The size of a blob in segments.
+    pub(super) fn size_bytes(&self) -> u64 {
+        self.state.lock().phase.segments().map_or(0, |segments| segments.size_bytes())
+    }
+
+    /// How many bytes of a blob in segments are there.
+    pub(super) fn present_bytes(&self) -> u64 {
+        self.state.lock().phase.segments().map_or(0, |segments| segments.present_bytes())
+    }
+
+    /// What of a blob in segments is there from `from` on.
+    pub(super) fn present_from(&self, from: u64) -> Vec<Range<u64>> {
+        self.state.lock().phase.segments().map_or_else(Vec::new, |segments| segments.present_from(from))
     }
 
     /// Bytes will arrive in `file` one after the other, until they end.
@@ -116,23 +167,42 @@ impl Progress {
             *reached = frontier;
         }
         state.wake_at(before..u64::MAX);
+        // A head waits for as much as the first byte does.
+        state.wake_at(0..before + 1);
     }
 
-    /// Bytes will arrive in `file` in segments.
-    pub(super) fn start_segments(&self, file: Arc<OpenFile>, segments: Segments) {
-        self.state.lock().phase = Phase::Running { file, arrived: Arrived::Segments(segments) };
+    /// Bytes will arrive in `file` in segments. Once `complete_from` of them are there, the rest is fetched ahead.
+    pub(super) fn start_segments(&self, file: Arc<OpenFile>, segments: Segments, complete_from: u64) {
+        let mut state = self.state.lock();
+        state.complete_from = complete_from;
+        state.phase = Phase::Running { file, arrived: Arrived::Segments(segments) };
+        state.settle_tail();
+        // Those who wait for what lies beyond the end know now that they do.
+        state.wake_at(0..u64::MAX);
+        drop(state);
+        self.changed.notify_waiters();
     }
 
     /// The next segment that a connection should bring, if any: what readers wait for comes first.
     pub(super) fn claim(&self) -> Option<Claim> {
         let mut state = self.state.lock();
-        let State { phase, waiting, .. } = &mut *state;
-        let wanted = waiting.keys().filter_map(|(goal, _)| match goal {
-            Goal::Byte(offset) => Some(*offset),
-            Goal::Verified => None,
-        });
-        let wanted: Vec<u64> = wanted.take(WANTED_MAX).collect();
-        phase.segments()?.claim(&wanted)
+        let wanted = state.waiting.bytes(WANTED_MAX);
+        state.phase.segments()?.claim(&wanted)
+    }
+
+    /// The next bytes of the parts that clients want, if any are neither there nor on their way.
+    pub(super) fn claim_wanted(&self) -> Option<Claim> {
+        let mut state = self.state.lock();
+        let State { phase, wants, ahead, .. } = &mut *state;
+        let segments = phase.segments()?;
+        let size_bytes = segments.size_bytes();
+        // Where the rest is on its way anyhow, what comes soon is waited for.
+        let from = if *ahead == Ahead::Nothing { 0 } else { segments.frontier().saturating_add(NEAR_BYTES) };
+        wants.values_mut().find_map(|parts| {
+            parts.retain(|part| !segments.has(blocks_of(*part, size_bytes)));
+            let far = parts.iter().map(|part| blocks_of(*part, size_bytes)).filter(|blocks| blocks.start >= from);
+            far.into_iter().find_map(|blocks| segments.claim_wanted(blocks))
+        })
     }
 
     /// A claim on the first bytes within `bytes` that are neither there nor claimed.
@@ -146,6 +216,9 @@ impl Progress {
         let mut state = self.state.lock();
         if let Some(segments) = state.phase.segments() {
             segments.received(claim, len);
+            if segments.present_bytes() >= state.complete_from {
+                state.ahead = state.ahead.max(Ahead::Gently);
+            }
         }
         state.wake_at(start..start + len);
         drop(state);
@@ -165,21 +238,14 @@ impl Progress {
         self.state.lock().phase.segments().map_or(0, |segments| segments.frontier())
     }
 
+    /// Makes those look again who wait for a change.
+    pub(super) fn nudge(&self) {
+        self.changed.notify_waiters();
+    }
+
     /// How far it is, for those who watch.
     pub(super) fn stage(&self) -> Stage {
-        match &self.state.lock().phase {
-            Phase::Starting => Stage::Starting,
-            Phase::Running { arrived: Arrived::Stream(bytes), .. } => {
-                Stage::Running { size_bytes: None, arrived_bytes: *bytes, frontier_bytes: *bytes }
-            }
-            Phase::Running { arrived: Arrived::Segments(segments), .. } => Stage::Running {
-                size_bytes: Some(segments.size_bytes()),
-                arrived_bytes: segments.present_bytes(),
-                frontier_bytes: segments.frontier(),
-            },
-            Phase::Verified { size_bytes, .. } => Stage::Verified { size_bytes: *size_bytes },
-            Phase::Failed(_) => Stage::Failed,
-        }
+        self.state.lock().phase.stage()
     }
 
     /// Waits for something to change after this call.
@@ -214,15 +280,15 @@ impl Progress {
         self.changed.notify_waiters();
     }
 
-    /// Waits until any byte can be given out, or the fill has ended.
-    pub(super) async fn head(&self) -> Result<Head, FillError> {
-        self.wait_for(Goal::Byte(0)).await?;
+    /// Waits until the byte at `first` is there, or is known to lie beyond the end, or the fill has ended.
+    pub(super) async fn head(&self, first: u64) -> Result<Head, FillError> {
+        self.wait_for(Goal::Present(first)).await?;
         self.state.lock().phase.head()
     }
 
     /// Waits until the blob's size is known: for an origin that does not say it, this is when the last byte came.
     pub(super) async fn size(&self) -> Result<u64, FillError> {
-        if let Some(size) = self.head().await?.size_bytes {
+        if let Some(size) = self.head(0).await?.size_bytes {
             return Ok(size);
         }
         self.wait_for(Goal::Verified).await?;
@@ -260,11 +326,8 @@ impl Progress {
                 }
                 // A reader that waits may change what connections should bring next.
                 self.changed.notify_waiters();
-                let (sender, woken) = oneshot::channel();
-                let key = (goal, state.next_waiter);
-                state.next_waiter += 1;
-                state.waiting.insert(key, sender);
-                Waiter { progress: self, key, woken }
+                let (place, woken) = state.waiting.enter(goal);
+                Waiter { progress: self, place, woken }
             };
             waiter.woken().await;
         }
@@ -274,69 +337,25 @@ impl Progress {
 // === impl State ===
 
 impl State {
-    /// Wakes those who wait for one of these bytes, and nobody else: a broadcast to a thousand readers costs more than a
-    /// core.
     fn wake_at(&mut self, bytes: Range<u64>) {
-        let mut from = (Goal::Byte(bytes.start), 0);
-        while let Some((&key, _)) = self.waiting.range(from..(Goal::Byte(bytes.end), 0)).next() {
-            from = (key.0, key.1 + 1);
-            // One who waits for a byte of the tail goes on waiting.
-            if self.phase.reached(key.0)
-                && let Some(waiter) = self.waiting.remove(&key)
-            {
-                // A waiter that left in the meantime needs no waking.
-                let _ = waiter.send(());
-            }
-        }
+        let Self { phase, waiting, .. } = self;
+        waiting.wake_at(bytes, |goal| phase.reached(goal));
     }
 
     fn wake_all(&mut self) {
-        while let Some((_, waiter)) = self.waiting.pop_first() {
-            let _ = waiter.send(());
-        }
-    }
-}
-
-// === impl Phase ===
-
-impl Phase {
-    fn segments(&mut self) -> Option<&mut Segments> {
-        match self {
-            Self::Running { arrived: Arrived::Segments(segments), .. } => Some(segments),
-            _ => None,
-        }
+        self.waiting.wake_all();
     }
 
-    /// Up to where the bytes from `offset` on may be given out: what is there, but not the tail until all is verified.
-    fn given_out(&self, offset: u64) -> u64 {
-        match self {
-            Self::Starting | Self::Failed(_) => 0,
-            Self::Running { arrived: Arrived::Stream(frontier), .. } => frontier.saturating_sub(TAIL_BYTES),
-            Self::Running { arrived: Arrived::Segments(segments), .. } => {
-                segments.end_of(offset).min(segments.size_bytes().saturating_sub(TAIL_BYTES))
-            }
-            Self::Verified { size_bytes, .. } => *size_bytes,
-        }
+    fn is_quiet(&self) -> bool {
+        self.ahead == Ahead::Nothing && self.wants.is_empty() && self.waiting.is_empty()
     }
 
-    fn reached(&self, goal: Goal) -> bool {
-        match (self, goal) {
-            (Self::Verified { .. }, _) => true,
-            (_, Goal::Byte(offset)) => offset < self.given_out(offset),
-            (_, Goal::Verified) => false,
-        }
-    }
-
-    fn head(&self) -> Result<Head, FillError> {
-        match self {
-            Self::Starting | Self::Running { arrived: Arrived::Stream(_), .. } => {
-                Ok(Head { size_bytes: None, verified: false })
-            }
-            Self::Running { arrived: Arrived::Segments(segments), .. } => {
-                Ok(Head { size_bytes: Some(segments.size_bytes()), verified: false })
-            }
-            Self::Verified { size_bytes, .. } => Ok(Head { size_bytes: Some(*size_bytes), verified: true }),
-            Self::Failed(error) => Err(error.clone()),
+    /// The tail goes out only once the whole is verified: who wants some of it wants all.
+    fn settle_tail(&mut self) {
+        let Some(size_bytes) = self.phase.segments().map(|segments| segments.size_bytes()) else { return };
+        let needs_tail = |parts: &Vec<ByteRange>| Demand::Parts(parts.clone()).needs_tail(size_bytes);
+        if self.wants.values().any(needs_tail) {
+            self.ahead = Ahead::Fully;
         }
     }
 }
@@ -344,7 +363,7 @@ impl Phase {
 /// A place in the queue, given up when the one who waits leaves.
 struct Waiter<'a> {
     progress: &'a Progress,
-    key: (Goal, u64),
+    place: Place,
     woken: oneshot::Receiver<()>,
 }
 
@@ -357,6 +376,8 @@ impl Waiter<'_> {
 
 impl Drop for Waiter<'_> {
     fn drop(&mut self) {
-        self.progress.state.lock().waiting.remove(&self.key);
+        self.progress.state.lock().waiting.leave(self.place);
+        // It may have been the last one who wanted anything.
+        self.progress.changed.notify_waiters();
     }
 }

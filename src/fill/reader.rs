@@ -8,8 +8,9 @@ use futures_util::{StreamExt, stream};
 use crate::oci::range::ByteRange;
 use crate::store::{Cut, Piece, Pieces};
 
-use super::fill::Fill;
-use super::progress::{Available, TAIL_BYTES};
+use super::fill::{Fill, Want};
+use super::phase::TAIL_BYTES;
+use super::progress::Available;
 
 /// Reads a blob that is being filled, or parts of it. Slow or fast, it changes nothing for the fill or for other readers.
 #[derive(Debug)]
@@ -23,6 +24,8 @@ pub struct FillReader {
     to_come: VecDeque<ByteRange>,
     /// From here on, bytes wait until the whole blob is verified.
     held_from: u64,
+    /// What keeps connections at work for this reader.
+    _want: Option<Want>,
 }
 
 // === impl FillReader ===
@@ -30,7 +33,12 @@ pub struct FillReader {
 impl FillReader {
     /// Reads `ranges`, which ascend, or all of it. With `wait_for_verified`, the last bytes of the last range are held back
     /// until the whole blob is verified, so that even a range in the middle ends normally only when it's right.
-    pub(super) fn new(fill: Arc<Fill>, ranges: Option<&[ByteRange]>, wait_for_verified: bool) -> Self {
+    pub(super) fn new(
+        fill: Arc<Fill>,
+        ranges: Option<&[ByteRange]>,
+        wait_for_verified: bool,
+        want: Option<Want>,
+    ) -> Self {
         fill.reader_came();
         let mut to_come: VecDeque<_> = ranges.unwrap_or_default().iter().copied().collect();
         let held_from = match to_come.back() {
@@ -38,7 +46,7 @@ impl FillReader {
             _ => u64::MAX,
         };
         let (next, end) = to_come.pop_front().map_or((0, None), |range| (range.first, Some(range.last + 1)));
-        Self { fill, next, end, to_come, held_from }
+        Self { fill, next, end, to_come, held_from, _want: want }
     }
 
     /// The pieces, in order. The stream ends with a [`Cut`] when the fill fails.

@@ -86,6 +86,23 @@ impl Segments {
         Some(self.enter(gap.start..end))
     }
 
+    /// Claims the next segment of what is wanted of some bytes, if anything of them is neither there nor on its way.
+    pub(super) fn claim_wanted(&mut self, wanted: Range<u64>) -> Option<Claim> {
+        let gap = self.unclaimed(wanted.start, wanted.end.min(self.size_bytes))?;
+        let end = gap.end.min(gap.start.saturating_add(self.segment_bytes));
+        Some(self.enter(gap.start..end))
+    }
+
+    /// Whether all of some bytes are present.
+    pub(super) fn has(&self, bytes: Range<u64>) -> bool {
+        self.present.gap(bytes.start, bytes.end.min(self.size_bytes)).is_none()
+    }
+
+    /// What is present from `from` on, in order.
+    pub(super) fn present_from(&self, from: u64) -> Vec<Range<u64>> {
+        self.present.runs_from(from)
+    }
+
     /// Claims the first bytes within `bytes` that are neither present nor claimed. From then on nobody else brings them.
     pub(super) fn claim_missing_in(&mut self, bytes: Range<u64>) -> Option<Claim> {
         let missing = self.unclaimed(bytes.start, bytes.end.min(self.size_bytes))?;

@@ -6,21 +6,25 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
+use tokio::time::Instant;
 
 use crate::metrics::Metrics;
 use crate::store::Store;
 use crate::tasks::{self, Pool};
 
+use super::demand::Demand;
 use super::error::FillError;
-use super::fill::{Fill, FillKey, OriginId};
+use super::fill::{Fill, FillKey, OriginId, Want};
 use super::origin::Origin;
 use super::snapshot::FillSnapshot;
-use super::transfer::{Limits, Tools};
+use super::transfer::{Ended, Limits, Tools};
 
 /// How long wrong content is remembered. In that time a client that resumes gets an error before headers, and so moves
 /// on to its next host, instead of another short body.
 const MISMATCH_MEMORY: Duration = Duration::from_secs(10);
+
+/// How long the disk is left alone after it took no writes.
+const STALL_MEMORY: Duration = Duration::from_secs(10);
 
 /// How many mismatches are remembered at most.
 const MISMATCHES_MAX: u64 = 10_000;
@@ -35,7 +39,8 @@ struct Inner {
     table: Mutex<HashMap<FillKey, Arc<Fill>>>,
     mismatches: moka::sync::Cache<FillKey, FillError>,
     in_flight: watch::Sender<usize>,
-    stop: CancellationToken,
+    /// When the disk last took no writes.
+    stalled: Mutex<Option<Instant>>,
 }
 
 /// What [`Fills::open`] found.
@@ -51,7 +56,15 @@ pub enum Opened {
         origin: Option<OriginId>,
         /// Somebody else had started it.
         joined: bool,
+        /// What is there already was fetched by others: whoever reads it must have proven its right to it.
+        shared: bool,
+        /// Keeps what is wanted wanted.
+        want: Want,
     },
+    /// A fill is about to end. Once it [`left`](Fill::left), another can be started.
+    Leaving(Arc<Fill>),
+    /// A moment ago the disk took no writes: what is not held is passed through.
+    Stalled,
     /// A moment ago upstream sent wrong content under this digest.
     Mismatched(FillError),
 }
@@ -64,23 +77,24 @@ impl Fills {
         Self(Arc::new(Inner {
             tools: Tools::new(store, hashing, metrics, limits),
             table: Mutex::new(HashMap::new()),
+            stalled: Mutex::new(None),
             mismatches: moka::sync::Cache::builder().max_capacity(MISMATCHES_MAX).time_to_live(MISMATCH_MEMORY).build(),
             in_flight: watch::Sender::new(0),
-            stop: CancellationToken::new(),
         }))
     }
 
-    /// The fill of `key`, if there is one.
-    pub fn get(&self, key: &FillKey) -> Option<Arc<Fill>> {
-        self.0.table.lock().get(key).cloned()
+    /// Whether something of a blob that is not held is there: it's being filled, or was.
+    pub fn knows(&self, key: &FillKey) -> bool {
+        self.0.table.lock().contains_key(key) || self.0.tools.store.has_resting(&key.registry, &key.digest)
     }
 
-    /// Joins the fill of `key`, or starts one from `origin`. The caller has proven its right to join. `expected_bytes` is
-    /// what a manifest says of the blob's size: it decides how upstream is asked, and nothing more.
+    /// Joins the fill of `key`, or starts one from `origin`, and has it bring what is demanded. The caller has proven its right
+    /// to join. `expected_bytes` is what a manifest says of the blob's size: it decides how upstream is asked, and nothing
+    /// more.
     ///
     /// A commit enters the store's index *before* its fill leaves the table, so looking into the index under the
     /// table's lock can't miss both.
-    pub fn open(&self, key: FillKey, expected_bytes: Option<u64>, origin: Arc<dyn Origin>) -> Opened {
+    pub fn open(&self, key: FillKey, expected_bytes: Option<u64>, origin: Arc<dyn Origin>, demand: &Demand) -> Opened {
         if let Some(error) = self.0.mismatches.get(&key) {
             return Opened::Mismatched(error);
         }
@@ -88,18 +102,25 @@ impl Fills {
         if let Some(fill) = table.get(&key) {
             let fill = Arc::clone(fill);
             drop(table);
+            let Some(want) = fill.want(demand) else { return Opened::Leaving(fill) };
             let origin = fill.add_origin(origin);
-            return Opened::Filling { fill, origin, joined: true };
+            return Opened::Filling { fill, origin, joined: true, shared: true, want };
         }
         if self.0.tools.store.size_of(&key.digest).is_some() {
             return Opened::Held;
         }
+        if self.0.stalled.lock().is_some_and(|since| since.elapsed() < STALL_MEMORY) {
+            return Opened::Stalled;
+        }
+        let shared = self.0.tools.store.has_resting(&key.registry, &key.digest);
         let fill = Arc::new(Fill::new(key.clone(), expected_bytes, origin, Arc::clone(&self.0.tools.metrics)));
+        // A new one takes in whatever is wanted.
+        let Some(want) = fill.want(demand) else { return Opened::Leaving(fill) };
         table.insert(key, Arc::clone(&fill));
         let guard = TableEntry::new(Arc::clone(&self.0), Arc::clone(&fill));
         drop(table);
         tasks::spawn("fill", guard.run());
-        Opened::Filling { fill, origin: Some(OriginId::LEADER), joined: false }
+        Opened::Filling { fill, origin: Some(OriginId::LEADER), joined: false, shared, want }
     }
 
     /// All fills as they stand, the oldest first.
@@ -120,15 +141,16 @@ impl Fills {
         self.len() == 0
     }
 
-    /// Waits until there are none.
+    /// Waits until there are none. Meanwhile none lingers for what may yet be wanted.
     pub async fn idle(&self) {
+        let _hurry = Hurry::new(&self.0.tools);
         // The sender lives in `self`, so this can't fail.
         let _ = self.0.in_flight.subscribe().wait_for(|count| *count == 0).await;
     }
 
-    /// Ends all fills and waits until they have left. What was not complete is lost.
+    /// Ends all fills and waits until they have left. What was not complete is kept for the next run.
     pub async fn stop(&self) {
-        self.0.stop.cancel();
+        self.0.tools.stop.cancel();
         self.idle().await;
     }
 }
@@ -140,6 +162,9 @@ struct TableEntry {
     /// Dropped last: whoever waits for fills to end may then rely on the table having let go of this one.
     _in_flight: InFlight,
 }
+
+/// Somebody waits for all fills to end.
+struct Hurry<'a>(&'a Tools);
 
 /// Counts a fill as long as its task lives.
 struct InFlight(Arc<Inner>);
@@ -154,17 +179,21 @@ impl TableEntry {
     }
 
     async fn run(self) {
-        let stopped = FillError::Stopped { digest: self.fill.key().digest, reason: "the server is shutting down" };
-        let result = tokio::select! {
-            result = self.inner.tools.run(&self.fill) => result,
-            () = self.inner.stop.cancelled() => Err(stopped),
-        };
-        match result {
-            Ok(transferred) => self.fill.log_end(Ok(transferred)),
+        // Boxed, for it holds all that a transfer is made of.
+        match Box::pin(self.inner.tools.run(&self.fill)).await {
+            Ok(ended) => {
+                if let Ended::Filled(transferred) = ended {
+                    self.inner.tools.metrics.fill_restored_bytes.inc_by(transferred.restored_bytes);
+                }
+                self.fill.log_end(Ok(ended));
+            }
             Err(error) => {
                 self.fill.log_end(Err(&error));
                 if matches!(error, FillError::Mismatch { in_pieces: false, .. }) {
                     self.inner.mismatches.insert(self.fill.key().clone(), error.clone());
+                }
+                if matches!(error, FillError::NotStorable { stalled: true, .. }) {
+                    *self.inner.stalled.lock() = Some(Instant::now());
                 }
                 self.fill.progress().fail(error);
             }
@@ -175,11 +204,27 @@ impl TableEntry {
 impl Drop for TableEntry {
     fn drop(&mut self) {
         self.inner.table.lock().remove(self.fill.key());
+        self.fill.note_left();
         // Only if the task died: after a normal end the progress has its last word already.
         self.fill.progress().fail(FillError::Stopped {
             digest: self.fill.key().digest,
             reason: "its task ended unexpectedly; see the log",
         });
+    }
+}
+
+// === impl Hurry ===
+
+impl<'a> Hurry<'a> {
+    fn new(tools: &'a Tools) -> Self {
+        tools.hurried.send_modify(|waiting| *waiting += 1);
+        Self(tools)
+    }
+}
+
+impl Drop for Hurry<'_> {
+    fn drop(&mut self) {
+        self.0.hurried.send_modify(|waiting| *waiting -= 1);
     }
 }
 

@@ -1,25 +1,27 @@
 //! The task that brings a blob's bytes: from an origin, through the verifier, into the store.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::future;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
+use tokio_util::sync::CancellationToken;
 
 use crate::metrics::{Metrics, WhereLabels};
-use crate::oci::range::ByteRange;
 use crate::oci::{Mismatch, RegistryName, Verifier};
-use crate::store::{Partial, Store};
+use crate::store::{Extent, Partial, Store};
 use crate::tasks::Pool;
 
-use super::connections::Connections;
+use super::effort::Effort;
 use super::error::FillError;
 use super::fill::{Fill, OriginId};
-use super::hashing;
 use super::incoming::{Batch, Incoming};
+use super::opening::{Begun, is_whole};
 use super::origin::{Origin, OriginBody, OriginError, OriginErrorKind};
-use super::segments::Segments;
+use super::progress::Ahead;
+use super::sized::Sized;
 
 /// Blobs up to this size are held in memory and verified before their first byte goes out (law 2).
 pub const SMALL_BYTES: u64 = 1024 * 1024;
@@ -42,8 +44,13 @@ pub struct Limits {
     pub parallel_above_bytes: u64,
     /// What one request fetches of such a blob.
     pub segment_bytes: u64,
-    /// Further connections of all blobs together: beyond each blob's first one.
+    /// Further connections of all blobs together: beyond each blob's first one. As many again may bring parts that clients
+    /// wait for.
     pub extra_connections_max: usize,
+    /// The rest of a blob is fetched, gently, once this share of it was wanted; in any case from 64 MiB on.
+    pub complete_from_percent: u64,
+    /// How long a blob of which parts were wanted is kept open for further ones.
+    pub linger: Duration,
 }
 
 /// What a transfer needs besides its fill.
@@ -55,19 +62,41 @@ pub(super) struct Tools {
     pub(super) limits: Limits,
     /// Places for further connections, of all fills together.
     pub(super) extra_connections: Semaphore,
+    /// Places for connections that bring parts, of all fills together.
+    pub(super) parts_connections: Semaphore,
     /// Upstreams that answered a range with something else lately.
     pub(super) without_ranges: moka::sync::Cache<RegistryName, ()>,
+    /// Cancelled when all fills are to end.
+    pub(super) stop: CancellationToken,
+    /// How many fills have nothing to do but to wait for further wishes.
+    pub(super) lingering: AtomicUsize,
+    /// How many wait for all fills to end: meanwhile none lingers for parts that may yet be wanted.
+    pub(super) hurried: watch::Sender<usize>,
+}
+
+/// How a transfer came to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ended {
+    /// The blob is there.
+    Filled(Transferred),
+    /// Only parts of it were wanted. They are kept.
+    Rests {
+        /// How much of the blob is there.
+        present_bytes: u64,
+    },
 }
 
 /// What a finished transfer has to tell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Transferred {
     pub(super) size_bytes: u64,
-    /// How often a broken body was resumed.
-    pub(super) resumes: u64,
+    /// How much of it was there from an earlier run.
+    pub(super) restored_bytes: u64,
+    pub(super) effort: Effort,
 }
 
-type OpenOrigin = (OriginId, Arc<dyn Origin>);
+/// An origin that answered, or will be asked.
+pub(super) type OpenOrigin = (OriginId, Arc<dyn Origin>);
 
 // === impl Limits ===
 
@@ -78,6 +107,8 @@ impl Default for Limits {
             parallel_above_bytes: 32 * 1024 * 1024,
             segment_bytes: SEGMENT_BYTES,
             extra_connections_max: 256,
+            complete_from_percent: 25,
+            linger: Duration::from_secs(30),
         }
     }
 }
@@ -92,6 +123,10 @@ impl Tools {
             metrics,
             limits,
             extra_connections: Semaphore::new(limits.extra_connections_max),
+            parts_connections: Semaphore::new(limits.extra_connections_max),
+            stop: CancellationToken::new(),
+            lingering: AtomicUsize::new(0),
+            hurried: watch::Sender::new(0),
             without_ranges: moka::sync::Cache::builder()
                 .max_capacity(WITHOUT_RANGES_MAX)
                 .time_to_live(WITHOUT_RANGES_FOR)
@@ -99,54 +134,50 @@ impl Tools {
         }
     }
 
-    /// Tries the fill's origins in turn until one begins to give the blob; the progress says how it went.
-    pub(super) async fn run(&self, fill: &Fill) -> Result<Transferred, FillError> {
-        let mut last_error = None;
-        while let Some((id, origin)) = fill.next_origin() {
-            match self.open(fill, &*origin).await {
-                Ok(body) => return self.receive(fill, (id, origin), body).await,
-                Err(error) => {
-                    fill.origin_failed(id, &error);
-                    last_error = Some(error);
+    /// Brings what is wanted of a blob; the progress says how it goes.
+    pub(super) async fn run(&self, fill: &Fill) -> Result<Ended, FillError> {
+        let begin = async {
+            match self.begin(fill).await? {
+                Begun::Body(origin, body) => self.receive(fill, origin, body).await,
+                Begun::Leftovers(origin, leftovers) => {
+                    let (partial, checkpoint) = *leftovers;
+                    let leftovers = Some(checkpoint);
+                    let sized = Sized { tools: self, fill, origin, partial, first: None, leftovers };
+                    Ok(Received::Sized(Box::new(sized)))
                 }
             }
-        }
-        // A fill starts with one origin, so there is an error when the last one has been tried.
-        Err(last_error.map_or(
-            FillError::Stopped { digest: fill.key().digest, reason: "it has nowhere to download from" },
-            FillError::Origin,
-        ))
-    }
-
-    /// Asks for the first segment of a blob that is known to be large, for all of any other.
-    async fn open(&self, fill: &Fill, origin: &dyn Origin) -> Result<OriginBody, OriginError> {
-        let large = fill.expected_bytes().is_some_and(|size| size >= self.limits.parallel_above_bytes);
-        let ranges = large && !self.without_ranges.contains_key(&fill.key().registry);
-        if ranges {
-            let first = ByteRange { first: 0, last: self.limits.segment_bytes - 1 };
-            match origin.fetch(Some(first)).await {
-                Ok(body) if body.offset == 0 && body.total_bytes.is_some() => return Ok(body),
-                // Nothing that can be used; a plain request may bring the blob all the same.
-                Err(error) if error.kind != OriginErrorKind::Unusable => return Err(error),
-                Ok(_) | Err(_) => self.without_ranges.insert(fill.key().registry.clone(), ()),
+        };
+        let received = tokio::select! {
+            received = begin => received?,
+            () = self.stop.cancelled() => return Err(stopped(fill)),
+        };
+        match received {
+            Received::All(size_bytes) => {
+                let effort = Effort { connections: 1, ..Effort::default() };
+                Ok(Ended::Filled(Transferred { size_bytes, restored_bytes: 0, effort }))
             }
+            Received::Sized(sized) => sized.run().await,
         }
-        let body = origin.fetch(None).await?;
-        if body.offset == 0 && (body.end.is_none() || body.end == body.total_bytes) {
-            return Ok(body);
-        }
-        Err(OriginError {
-            kind: OriginErrorKind::Unusable,
-            message: format!("{} answered with a part of the blob that was not asked for", origin.label()).into(),
-        })
     }
 
-    async fn receive(&self, fill: &Fill, origin: OpenOrigin, body: OriginBody) -> Result<Transferred, FillError> {
+    async fn receive<'a>(
+        &'a self,
+        fill: &'a Fill,
+        origin: OpenOrigin,
+        body: OriginBody,
+    ) -> Result<Received<'a>, FillError> {
         match body.total_bytes {
-            Some(size_bytes) if size_bytes > SMALL_BYTES => self.receive_sized(fill, origin, body, size_bytes).await,
+            Some(size_bytes) if size_bytes > SMALL_BYTES => {
+                // Where only parts are wanted, and upstream sends no more, no more is reserved.
+                let sparse = fill.progress().ahead() == Ahead::Nothing && !is_whole(&body);
+                let extent = if sparse { Extent::Sparse(size_bytes) } else { Extent::Whole(size_bytes) };
+                let partial = self.partial(fill, extent).await?;
+                let sized = Sized { tools: self, fill, origin, partial, first: Some(body), leftovers: None };
+                Ok(Received::Sized(Box::new(sized)))
+            }
             total => {
-                let size_bytes = self.receive_small(fill, &origin.1.label(), Incoming::new(body), total).await?;
-                Ok(Transferred { size_bytes, resumes: 0 })
+                let label = origin.1.label();
+                Ok(Received::All(self.receive_small(fill, &label, Incoming::new(body), total).await?))
             }
         }
     }
@@ -201,33 +232,6 @@ impl Tools {
         Ok(size_bytes)
     }
 
-    /// A blob whose size is known and not small: in segments where upstream lets us.
-    async fn receive_sized(
-        &self,
-        fill: &Fill,
-        origin: OpenOrigin,
-        body: OriginBody,
-        size_bytes: u64,
-    ) -> Result<Transferred, FillError> {
-        let partial = self.partial(fill, Some(size_bytes)).await?;
-        let file = partial.file();
-        let window = 2 * self.limits.connections_per_blob as u64 * self.limits.segment_bytes;
-        let segments = Segments::new(size_bytes, self.limits.segment_bytes, window);
-        fill.progress().start_segments(Arc::clone(&file), segments);
-
-        let verifier = Verifier::new(fill.key().digest, Some(size_bytes));
-        let connections = Connections::new(self, fill, size_bytes, partial, origin);
-        let hash = async {
-            let hashed = hashing::follow(fill.progress(), &file, size_bytes, &self.hashing, verifier).await;
-            hashed.map_err(|error| self.not_storable(fill, &error))
-        };
-        let (resumes, verifier) = future::try_join(connections.run(body), hash).await?;
-        drop(file);
-        let (in_pieces, label) = (connections.in_pieces(), connections.label());
-        self.finish(fill, &label, connections.into_partial(), verifier, in_pieces).await?;
-        Ok(Transferred { size_bytes, resumes })
-    }
-
     /// A blob whose size nobody has said: one stream, to its end.
     async fn receive_stream(
         &self,
@@ -236,7 +240,7 @@ impl Tools {
         mut incoming: Incoming,
         head: Vec<Bytes>,
     ) -> Result<u64, FillError> {
-        let mut partial = self.partial(fill, None).await?;
+        let partial = self.partial(fill, Extent::Growing).await?;
         fill.progress().start_stream(partial.file());
         let mut verifier = Verifier::new(fill.key().digest, None);
         let mut batch = Batch { len: head.iter().map(|chunk| chunk.len() as u64).sum(), chunks: head, last: false };
@@ -244,7 +248,7 @@ impl Tools {
         loop {
             let (chunks, len, last) = (batch.chunks.clone(), batch.len, batch.last);
             let write = async {
-                partial.write_at(written, chunks).await.map_err(|error| self.not_storable(fill, &error))?;
+                partial.write_at(written, chunks).await.map_err(|error| not_storable(fill, &error))?;
                 fill.progress().advance(written + len);
                 Ok::<_, FillError>(())
             };
@@ -268,17 +272,15 @@ impl Tools {
         Ok(written)
     }
 
-    async fn partial(&self, fill: &Fill, size_bytes: Option<u64>) -> Result<Partial, FillError> {
+    async fn partial(&self, fill: &Fill, extent: Extent) -> Result<Partial, FillError> {
         let key = fill.key();
-        let reservation =
-            self.store.reserve(size_bytes.unwrap_or(0)).await.map_err(|error| self.not_storable(fill, &error))?;
-        let created = self.store.create_partial(&key.registry, key.digest, size_bytes, reservation).await;
-        created.map_err(|error| self.not_storable(fill, &error))
+        let created = self.store.create_partial(&key.registry, key.digest, extent).await;
+        created.map_err(|error| not_storable(fill, &error))
     }
 
     /// Gives all of a blob to its readers once its digest is right, and commits it. A failure to commit costs the next
     /// client a download, this one's readers nothing: they have the file open.
-    async fn finish(
+    pub(super) async fn finish(
         &self,
         fill: &Fill,
         origin: &str,
@@ -300,15 +302,26 @@ impl Tools {
         Ok(())
     }
 
-    #[expect(clippy::unused_self, reason = "reads as what it is: a verdict of these tools")]
-    fn not_storable(&self, fill: &Fill, error: &dyn std::error::Error) -> FillError {
-        FillError::NotStorable { digest: fill.key().digest, reason: error.to_string().into() }
-    }
-
     fn mismatch(&self, origin: &str, mismatch: Mismatch, in_pieces: bool) -> FillError {
         self.metrics.verify_failures.get_or_create(&WhereLabels { r#where: "upstream" }).inc();
         FillError::Mismatch { origin: origin.to_owned(), mismatch, in_pieces }
     }
+}
+
+/// What a transfer received, or what goes on receiving.
+enum Received<'a> {
+    All(u64),
+    Sized(Box<Sized<'a>>),
+}
+
+/// The end of a fill when the server stops.
+pub(super) fn stopped(fill: &Fill) -> FillError {
+    FillError::Stopped { digest: fill.key().digest, reason: "the server is shutting down" }
+}
+
+/// The end of a fill that the store can't keep.
+pub(super) fn not_storable(fill: &Fill, error: &dyn std::error::Error) -> FillError {
+    FillError::NotStorable { digest: fill.key().digest, reason: error.to_string().into(), stalled: false }
 }
 
 fn too_long(total: Option<u64>) -> FillError {

@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use futures_util::{StreamExt, stream};
 
-use crate::fill::{Fill, FillError, FillKey, Opened, OriginId, PassThrough, TAIL_BYTES, pass_through};
+use crate::fill::{Demand, Fill, FillError, FillKey, Opened, OriginId, PassThrough, TAIL_BYTES, Want, pass_through};
 use crate::oci::Digest;
-use crate::oci::range::ByteRange;
+use crate::oci::range::{ByteRange, RangeSpec};
 use crate::store::{Blob, Piece, Pieces};
 
 use super::error::{MirrorError, MirrorErrorKind};
@@ -28,8 +28,21 @@ pub struct BlobAnswer {
 #[derive(Debug)]
 enum Content {
     Held(Blob),
-    Filling { fill: Arc<Fill>, verified: bool, joined: bool },
+    Filling { want: Want, verified: bool, joined: bool },
     PassThrough(PassThrough),
+}
+
+/// One client of a fill.
+struct Follower {
+    /// Its own way to the bytes.
+    origin: Option<OriginId>,
+    /// Somebody else started the fill.
+    joined: bool,
+    /// It may read what others fetched.
+    proven: bool,
+    /// The first byte that it waits for.
+    first: u64,
+    want: Want,
 }
 
 /// How often a look-up is tried when what was held vanishes, or a fill ends, in between.
@@ -47,13 +60,13 @@ impl BlobAnswer {
         let unverified = ends_early && !self.wait_for_verified;
         match self.content {
             Content::Held(blob) => (file_pieces(&blob, ranges), Outcome::Hit),
-            Content::Filling { fill, verified, joined } => {
+            Content::Filling { want, verified, joined } => {
                 let outcome = match (unverified && !verified, joined) {
                     (true, collapsed) => Outcome::Unverified { collapsed },
                     (false, true) => Outcome::Collapsed,
                     (false, false) => Outcome::Miss,
                 };
-                (fill.reader(ranges, self.wait_for_verified).pieces(), outcome)
+                (want.into_reader(ranges, self.wait_for_verified).pieces(), outcome)
             }
             Content::PassThrough(body) => {
                 let outcome = Outcome::Bypass { unverified: unverified && !body.is_small() };
@@ -84,9 +97,14 @@ fn file_pieces(blob: &Blob, ranges: Option<&[ByteRange]>) -> Pieces {
 // === impl Mirror ===
 
 impl Mirror {
-    /// A blob of a repository. With `need_size`, waits until its size is known, as a range must.
-    pub async fn blob(&self, target: &Target, digest: &Digest, need_size: bool) -> Result<BlobAnswer, MirrorError> {
-        let answer = self.find_blob(target, digest, need_size).await;
+    /// A blob of a repository, of which these ranges are wanted, or all if there are none. Ranges wait until its size is known.
+    pub async fn blob(
+        &self,
+        target: &Target,
+        digest: &Digest,
+        ranges: &[RangeSpec],
+    ) -> Result<BlobAnswer, MirrorError> {
+        let answer = self.find_blob(target, digest, ranges).await;
         answer.map_err(|error| error.about(&target.repository, &format!("@{digest}")))
     }
 
@@ -96,7 +114,12 @@ impl Mirror {
         answer.map_err(|error| error.about(&target.repository, &format!("@{digest}")))
     }
 
-    async fn find_blob(&self, target: &Target, digest: &Digest, need_size: bool) -> Result<BlobAnswer, MirrorError> {
+    async fn find_blob(
+        &self,
+        target: &Target,
+        digest: &Digest,
+        ranges: &[RangeSpec],
+    ) -> Result<BlobAnswer, MirrorError> {
         self.check_readable(target, Probe::Blob(digest)).await?;
         let mut link = self.link(target, digest).await;
         self.refuse_manifest(target, digest, link.is_proven()).await?;
@@ -113,7 +136,7 @@ impl Mirror {
                     }
                 }
             }
-            if let Some(answer) = self.fill(target, digest, &mut link, need_size).await? {
+            if let Some(answer) = self.fill(target, digest, &mut link, ranges).await? {
                 return Ok(answer);
             }
         }
@@ -168,27 +191,40 @@ impl Mirror {
         target: &Target,
         digest: &Digest,
         link: &mut Link,
-        need_size: bool,
+        ranges: &[RangeSpec],
     ) -> Result<Option<BlobAnswer>, MirrorError> {
         self.refuse_cold_blob(target, digest)?;
         let key = FillKey { registry: target.repository.registry.clone(), digest: *digest };
-        // A joiner proves its own right first; the one who starts a fill proves it by what upstream answers.
-        if self.0.fills.get(&key).is_some() {
+        // Who is to read what others fetched proves its own right first; the one who starts a fill proves it by what
+        // upstream answers.
+        if self.0.fills.knows(&key) {
             self.prove(target, digest, link).await?;
         }
         let expected_bytes = match link {
             Link::Proven { size_bytes } => *size_bytes,
             Link::Unknown => None,
         };
-        let (fill, origin, joined) = match self.0.fills.open(key, expected_bytes, Arc::new(origin(target, digest))) {
-            Opened::Held => return Ok(None),
-            Opened::Mismatched(error) => return Err(error.into()),
-            Opened::Filling { fill, origin, joined } => (fill, origin, joined),
+        let demand = match ranges {
+            ranges if self.0.settings.ranges_wait_for_verified => Demand::of(&ranges[..0], expected_bytes),
+            ranges => Demand::of(ranges, expected_bytes),
         };
-        if joined {
-            self.prove(target, digest, link).await?;
+        let origin = Arc::new(origin(target, digest));
+        match self.0.fills.open(key, expected_bytes, origin, &demand) {
+            Opened::Held => Ok(None),
+            Opened::Leaving(fill) => {
+                fill.left().await;
+                Ok(None)
+            }
+            Opened::Mismatched(error) => Err(error.into()),
+            Opened::Stalled => self.pass_through(target, digest).await.map(Some),
+            Opened::Filling { fill, origin, joined, shared, want } => {
+                if shared {
+                    self.prove(target, digest, link).await?;
+                }
+                let follower = Follower { origin, joined, proven: link.is_proven(), first: demand.first(), want };
+                self.follow(target, &fill, follower, !ranges.is_empty()).await
+            }
         }
-        self.follow(target, &fill, origin, joined, link.is_proven(), need_size).await
     }
 
     /// Waits for a fill's head. `None` when the fill ended before our origin's turn came, on what others' repositories
@@ -197,14 +233,13 @@ impl Mirror {
         &self,
         target: &Target,
         fill: &Arc<Fill>,
-        origin: Option<OriginId>,
-        joined: bool,
-        proven: bool,
+        follower: Follower,
         need_size: bool,
     ) -> Result<Option<BlobAnswer>, MirrorError> {
+        let Follower { origin, joined, proven, first, want } = follower;
         let digest = fill.key().digest;
         let own_failure = || origin.and_then(|origin| fill.failure_of(origin));
-        let head = match fill.head().await {
+        let head = match fill.head(first).await {
             Ok(head) => head,
             Err(FillError::NotStorable { .. }) => return self.pass_through(target, &digest).await.map(Some),
             Err(error) => {
@@ -233,7 +268,7 @@ impl Mirror {
             None if need_size => Some(fill.size().await?),
             None => None,
         };
-        let content = Content::Filling { fill: Arc::clone(fill), verified: head.verified, joined };
+        let content = Content::Filling { want, verified: head.verified, joined };
         Ok(Some(self.answer(size_bytes, content)))
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt};
 
-use crate::fill::{Origin, OriginBody, OriginError, OriginErrorKind};
+use crate::fill::{Origin, OriginBody, OriginError, OriginErrorKind, Priority};
 use crate::oci::range::ByteRange;
 use crate::oci::{Digest, Repository};
 use crate::upstream::{BlobRange, Lane, Phase, Upstream, UpstreamError, UpstreamErrorKind};
@@ -23,10 +23,14 @@ impl Origin for UpstreamOrigin {
         self.repository.to_string()
     }
 
-    fn fetch(&self, range: Option<ByteRange>) -> BoxFuture<'_, Result<OriginBody, OriginError>> {
+    fn fetch(&self, range: Option<ByteRange>, priority: Priority) -> BoxFuture<'_, Result<OriginBody, OriginError>> {
+        let lane = match priority {
+            Priority::Foreground => Lane::Foreground,
+            Priority::Background => Lane::Background,
+        };
         async move {
             let range = range.map(|range| BlobRange { first: range.first, last: Some(range.last) });
-            let stream = self.client.get_blob(&self.repository, &self.digest, range, Lane::Foreground).await?;
+            let stream = self.client.get_blob(&self.repository, &self.digest, range, lane).await?;
             Ok(OriginBody {
                 offset: stream.offset,
                 end: stream.length.map(|length| stream.offset + length),

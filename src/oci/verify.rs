@@ -12,7 +12,9 @@ pub struct Verified {
 }
 
 /// Hashes and counts a body as it arrives, and says at its end whether it is what was asked for.
-#[derive(Debug)]
+///
+/// A clone may go another way from where it was made; each makes a token for the bytes that it took in itself.
+#[derive(Clone, Debug)]
 pub struct Verifier {
     expected: Digest,
     expected_size: Option<u64>,
@@ -62,6 +64,11 @@ impl Verifier {
     /// How many bytes were taken in.
     pub fn size_bytes(&self) -> u64 {
         self.size_bytes
+    }
+
+    /// The digest of what was taken in so far. It proves nothing: it is for recognising the same bytes again.
+    pub fn prefix_digest(&self) -> Digest {
+        self.hasher.clone().finish()
     }
 
     /// Ends the body: the proof, or what is wrong with it.

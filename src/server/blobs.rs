@@ -20,7 +20,7 @@ pub(super) async fn answer(ask: &Ask<'_>, digest: &Digest) -> Answer {
         return Ok((content_head(digest, CONTENT_TYPE, Some(size_bytes), &Selection::Whole), outcome));
     }
     let wanted = Wanted::of(ask.headers, digest)?;
-    let blob = ask.mirror.blob(ask.target, digest, wanted != Wanted::Whole).await?;
+    let blob = ask.mirror.blob(ask.target, digest, wanted.specs()).await?;
     let selection = match (&wanted, blob.size_bytes) {
         (wanted, Some(size_bytes)) => wanted.resolve(size_bytes, CONTENT_TYPE)?,
         (Wanted::Whole, None) => Selection::Whole,

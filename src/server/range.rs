@@ -68,6 +68,15 @@ impl Wanted {
         }
     }
 
+    /// The ranges as they were asked for; none for the whole.
+    pub(super) fn specs(&self) -> &[RangeSpec] {
+        match self {
+            Self::Whole => &[],
+            Self::Range(spec) => std::slice::from_ref(spec),
+            Self::Ranges(specs) => specs,
+        }
+    }
+
     /// The bytes that are wanted of content of this size and type.
     pub(super) fn resolve(&self, size_bytes: u64, content_type: &str) -> Result<Selection, ErrorResponse> {
         match self {

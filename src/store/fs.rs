@@ -40,6 +40,8 @@ pub(super) enum Kind {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct FileFacts {
     pub(super) size_bytes: u64,
+    /// What it takes on disk, which for a file with holes is less.
+    pub(super) on_disk_bytes: u64,
     /// Microseconds since 1970.
     pub(super) modified: u64,
 }
@@ -189,6 +191,11 @@ impl Disk {
         absent(self.run(Op::Open, path, || File::open(path)))
     }
 
+    /// Opens a file for reading and writing.
+    pub(super) fn open_for_writing(&self, path: &Path) -> Result<File, StoreError> {
+        self.run(Op::Open, path, || OpenOptions::new().read(true).write(true).open(path))
+    }
+
     /// Opens the lock file, creating it if need be.
     pub(super) fn open_lock(&self, path: &Path) -> Result<File, StoreError> {
         self.run(Op::Open, path, || {
@@ -221,7 +228,8 @@ impl Disk {
             let found = fs::symlink_metadata(path)?;
             let micros = u64::try_from(found.mtime()).unwrap_or(0).saturating_mul(1_000_000)
                 + u64::try_from(found.mtime_nsec()).unwrap_or(0) / 1000;
-            Ok(found.is_file().then_some(FileFacts { size_bytes: found.len(), modified: micros }))
+            let (size_bytes, on_disk_bytes) = (found.len(), found.blocks().saturating_mul(512));
+            Ok(found.is_file().then_some(FileFacts { size_bytes, on_disk_bytes, modified: micros }))
         });
         absent(facts).map(Option::flatten)
     }
@@ -288,6 +296,11 @@ impl Disk {
 
     pub(super) fn sync(&self, file: &File, path: &Path) -> Result<(), StoreError> {
         self.change(Op::Sync, path, &Change::Sync { path }, || file.sync_all())
+    }
+
+    /// Makes the content of a file durable, not its times.
+    pub(super) fn sync_data(&self, file: &File, path: &Path) -> Result<(), StoreError> {
+        self.change(Op::Sync, path, &Change::Sync { path }, || file.sync_data())
     }
 
     pub(super) fn rename(&self, from: &Path, to: &Path) -> Result<(), StoreError> {

@@ -22,7 +22,7 @@ pub(super) struct Index<H> {
     entries: HashMap<Digest, Entry<H>>,
     present: u64,
     evicting: u64,
-    /// Bytes of record files and of what lies in quarantine.
+    /// Bytes of record files, of resting partials, and of what lies in quarantine.
     records: u64,
     reserved: u64,
     ceiling: u64,
@@ -309,6 +309,13 @@ impl<H> Index<H> {
         debug_assert!(bytes <= reserved, "records were written beyond their reservation");
         self.reserved -= reserved;
         self.records += bytes;
+        self.settle();
+    }
+
+    /// Turns record bytes into reserved ones.
+    pub(super) fn reserve_records(&mut self, bytes: u64) {
+        self.records -= bytes;
+        self.reserved += bytes;
         self.settle();
     }
 

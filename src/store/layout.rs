@@ -6,7 +6,7 @@
 //!   lock
 //!   v1/
 //!     blobs/sha256/ab/abcd…          verified content, mode 0444; mtime = last read
-//!     partial/<registry>/sha256-abcd…/data
+//!     partial/<registry>/sha256-abcd…/data, state.json
 //!     repositories/<registry>/<repository>/_tags/<tag>.json
 //!     repositories/<registry>/<repository>/_manifests/sha256-abcd….json
 //!     repositories/<registry>/<repository>/_lists/<name>.json
@@ -143,6 +143,15 @@ pub(super) fn manifest_at(name: &OsStr) -> Option<Digest> {
     Digest::from_hex(algorithm.parse().ok()?, hex).ok()
 }
 
+/// The digest of the blob that a partial's folder is for.
+pub(super) fn partial_at(name: &OsStr) -> Option<Digest> {
+    let name = name.to_str()?;
+    let (name, turn) = name.split_once('.').map_or((name, None), |(name, turn)| (name, Some(turn)));
+    let (algorithm, hex) = name.split_once('-')?;
+    let digest = Digest::from_hex(algorithm.parse().ok()?, hex).ok()?;
+    turn.is_none_or(|turn| turn.parse::<u32>().is_ok()).then_some(digest)
+}
+
 /// The tag in the name of a tag record.
 pub(super) fn tag_at(name: &OsStr) -> Option<Tag> {
     name.to_str()?.strip_suffix(".json")?.parse().ok()
@@ -193,5 +202,12 @@ mod tests {
     fn a_partial_of_a_later_turn_has_its_own_folder() {
         let (registry, digest) = ("docker.io".parse().unwrap(), Digest::sha256(b"x"));
         assert_ne!(layout().partial(&registry, &digest, 0), layout().partial(&registry, &digest, 1));
+        for turn in [0, 1, 17] {
+            let folder = layout().partial(&registry, &digest, turn);
+            assert_eq!(partial_at(folder.file_name().unwrap()), Some(digest));
+        }
+        for strange in ["sha256-00", "sha256-", "README", "", "sha256-é", &format!("{}.x", dashed(&digest))] {
+            assert_eq!(partial_at(OsStr::new(strange)), None, "{strange}");
+        }
     }
 }

@@ -28,7 +28,7 @@ pub struct Reservation {
     written_bytes: u64,
 }
 
-/// Room that a record file takes. Dropping it gives the room back: do so after the file is gone.
+/// Room that a record file or a resting partial takes. Dropping it gives the room back: do so after the file is gone.
 pub(super) struct Charge {
     ledger: Arc<Ledger>,
     bytes: u64,
@@ -143,9 +143,16 @@ impl Reservation {
     }
 
     /// Turns it into the charge for a record file.
-    pub(super) fn into_charge(mut self) -> Charge {
-        let bytes = self.take();
-        self.ledger.change(|index| index.commit_records(bytes, bytes));
+    pub(super) fn into_charge(self) -> Charge {
+        let bytes = self.charged_bytes;
+        self.into_charge_of(bytes)
+    }
+
+    /// Turns at most `bytes` of it into a charge, and gives the rest back.
+    pub(super) fn into_charge_of(mut self, bytes: u64) -> Charge {
+        let reserved = self.take();
+        let bytes = bytes.min(reserved);
+        self.ledger.change(|index| index.commit_records(bytes, reserved));
         Charge { ledger: self.ledger.clone(), bytes }
     }
 
@@ -178,11 +185,22 @@ impl Charge {
     pub(super) fn bytes(&self) -> u64 {
         self.bytes
     }
+
+    /// Turns it back into a reservation, all of which is on disk.
+    pub(super) fn into_reservation(mut self) -> Reservation {
+        let bytes = std::mem::take(&mut self.bytes);
+        self.ledger.change(|index| index.reserve_records(bytes));
+        let mut reservation = Reservation { ledger: self.ledger.clone(), charged_bytes: bytes, written_bytes: 0 };
+        reservation.wrote(bytes);
+        reservation
+    }
 }
 
 impl Drop for Charge {
     fn drop(&mut self) {
-        self.ledger.change(|index| index.release_records(self.bytes));
+        if self.bytes > 0 {
+            self.ledger.change(|index| index.release_records(self.bytes));
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Bytes in the data directory, and the only code that touches it.
 //!
-//! What a blob goes through: a [`Reservation`] sets room aside; a [`Partial`] takes bytes into it; a
-//! [`Verified`](crate::oci::Verified) turns the partial into a blob, published by one function and entered into the
+//! What a blob goes through: a [`Reservation`] sets room aside; a [`Partial`] takes bytes into it, and may rest and be
+//! reopened; a [`Verified`](crate::oci::Verified) turns the partial into a blob, published by one function and entered into the
 //! index; readers share its [`OpenFile`]; the sweep notes when it was last read; eviction takes it away.
 //!
 //! Locks, in the order in which they may be taken: a manifest record's turn; the evictor's turn; a digest's or a repository's lock (never two); the
@@ -27,6 +27,7 @@ use crate::tasks;
 mod audit;
 mod blob;
 mod catalog;
+mod checkpoint;
 mod count;
 mod error;
 mod fs;
@@ -43,6 +44,7 @@ mod publish;
 mod record_files;
 mod records;
 mod recover;
+mod resting;
 mod room;
 mod seam;
 mod sweep;
@@ -55,13 +57,16 @@ use layout::Layout;
 use ledger::Ledger;
 use lock::Lock;
 use records::RecordCaches;
+use recover::Recovered;
+use resting::Resting;
 use versions::Versions;
 
 pub use blob::{Blob, OpenFile, READ_BYTES_MAX};
+pub use checkpoint::{CheckedPiece, Checkpoint, PIECE_BYTES_MAX, Prefix};
 pub use error::{NoRoom, StoreError};
 pub use ledger::Reservation;
 pub use lists::{ListName, ListRecord};
-pub use partial::Partial;
+pub use partial::{Extent, Partial};
 pub use piece::{Cut, Piece, Pieces};
 pub use records::{Listed, ManifestRecord, TagRecord};
 pub use seam::{Change, Faults, Op};
@@ -107,7 +112,7 @@ pub struct Store {
 pub struct Snapshot {
     /// Bytes on disk, as they count: blobs, records, quarantine.
     pub present_bytes: u64,
-    /// The part of them that records and quarantine take.
+    /// The part of them that records, interrupted downloads and quarantine take.
     pub record_bytes: u64,
     /// The part of them that is on its way out.
     pub evicting_bytes: u64,
@@ -119,8 +124,10 @@ pub struct Snapshot {
     pub blobs: usize,
     /// How many files are open for readers: blobs and partials.
     pub open_files: usize,
-    /// How many partials there are, including those whose files are being removed.
+    /// How many partials are being written or removed.
     pub partials: usize,
+    /// How many interrupted downloads are kept to be taken up again. Their bytes count as records.
+    pub resting: usize,
     /// More was found at boot than the capacity allows, and nothing is evicted yet.
     pub over_capacity: bool,
 }
@@ -164,10 +171,11 @@ struct Shared {
     /// Small blobs that were read, verified.
     memory: moka::future::Cache<Digest, Bytes>,
     evictor: tokio::sync::Mutex<()>,
-    /// The folders of partials that are in use or being removed.
+    /// The folders of partials that are in use, at rest or being removed.
     partials: Mutex<HashSet<PathBuf>>,
     /// Those of them that the disk would not let go of.
     unremoved: Mutex<Vec<PathBuf>>,
+    resting: Resting,
     staged: AtomicU64,
     lock: Mutex<Option<Lock>>,
 }
@@ -206,7 +214,8 @@ impl Store {
         io.writing.run(move || recover::prepare(&disk, &paths)).await?;
         let lock = Lock::acquire(&io, &layout, options.lock_wait).await?;
         let (disk, paths, budget) = (io.disk.clone(), layout.clone(), options.budget);
-        let (index, budget) = io.writing.run(move || recover::recover(&disk, &paths, &*budget)).await?;
+        let recovered = io.writing.run(move || recover::recover(&disk, &paths, &*budget)).await?;
+        let Recovered { index, budget, partials } = recovered;
 
         let capacity_bytes = budget.capacity_bytes;
         let (blobs, held_bytes, excess) = (index.blobs(), index.held(), index.excess());
@@ -244,9 +253,11 @@ impl Store {
             evictor: tokio::sync::Mutex::default(),
             partials: Mutex::default(),
             unremoved: Mutex::default(),
+            resting: Resting::default(),
             staged: AtomicU64::new(0),
             lock: Mutex::new(Some(lock)),
         });
+        shared.enter_resting(partials);
         let (loading, deferred) = (Loading(shared.clone()), shared.io.defer());
         tasks::spawn("load_catalog", async move {
             let _deferred = deferred;
@@ -281,7 +292,8 @@ impl Store {
             capacity_bytes: totals.capacity,
             blobs: totals.blobs,
             open_files: self.shared.io.open_files.load(Ordering::Relaxed),
-            partials: self.shared.partials.lock().len(),
+            partials: self.shared.partials.lock().len().saturating_sub(self.shared.resting.len()),
+            resting: self.shared.resting.len(),
             over_capacity: self.shared.is_in_grace(),
         }
     }

@@ -1,66 +1,116 @@
-//! Partials: blobs being written. They become blobs through `commit` and a proof, or vanish.
+//! Partials: blobs being written. They become blobs through `commit` and a proof, rest, or vanish.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tokio::sync::{Mutex, RwLock};
 
 use super::blob::OpenFile;
-use super::count::charge;
+use super::checkpoint::Checkpoint;
+use super::count::{charge, sparse_charge};
 use super::error::{NoRoom, StoreError};
 use super::ledger::{Reservation, now};
-use super::publish::{MODE_BLOB, Staged, publish};
+use super::publish::{MODE_BLOB, MODE_RECORD, Staged, publish, publish_bytes};
+use super::resting::{Entry, Key};
 use super::seam::Op;
 use super::{Shared, Store};
 use crate::oci::{Digest, RegistryName, Verified};
 
-/// A blob being written, by one writer; any number of readers share its file. Dropping it removes it from disk, in the
-/// background; its room is given back when the last reader has closed the file.
+/// A blob being written, by any number of writers at different places; any number of readers share its file. Dropping it
+/// removes it from disk, in the background; its room is given back when the last reader has closed the file.
 #[derive(Debug)]
 pub struct Partial {
-    /// `None` only once it was committed.
+    /// `None` only once it was committed or left at rest.
     inner: Option<Inner>,
 }
 
+/// How much room a partial takes, and when.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extent {
+    /// All of a blob of this size, reserved at once.
+    Whole(u64),
+    /// Parts of a blob of this size: only what is written is reserved, until [`Partial::reserve_whole`].
+    Sparse(u64),
+    /// A blob whose size nobody has said: reserved in steps, as it grows.
+    Growing,
+}
+
 #[derive(Debug)]
-struct Inner {
-    shared: Arc<Shared>,
-    digest: Digest,
+pub(super) struct Inner {
+    pub(super) shared: Arc<Shared>,
+    pub(super) registry: RegistryName,
+    pub(super) digest: Digest,
     /// The blob's size, where it is known.
     size_bytes: Option<u64>,
-    folder: PathBuf,
-    file: Arc<OpenFile>,
+    pub(super) folder: PathBuf,
+    pub(super) file: Arc<OpenFile>,
+    pub(super) room: Mutex<Room>,
+    /// Held for reading by each write that is under way.
+    pub(super) writes: Arc<RwLock<()>>,
+}
+
+/// What a partial may take, and has taken.
+#[derive(Debug)]
+pub(super) struct Room {
     reservation: Reservation,
-    /// How many bytes were written, and where the last of them ends.
+    extent: Extent,
+    /// How many bytes of the file take blocks on disk, wanted or not.
+    on_disk_bytes: u64,
+    /// How many bytes were written, or found again; and where the last of them ends.
     written_bytes: u64,
     end: u64,
+    /// The folders above are durable.
+    rooted: bool,
 }
 
 /// The file in a partial's folder.
-const DATA: &str = "data";
+pub(super) const DATA: &str = "data";
+/// Its last checkpoint, and the next one before it is complete.
+pub(super) const STATE: &str = "state.json";
+const STATE_STAGED: &str = "state.tmp";
 
 /// By how much the reservation grows when nobody knows how long the blob will get.
 const GROWTH_BYTES: u64 = 16 << 20;
 
+// === impl Extent ===
+
+impl Extent {
+    fn size_bytes(self) -> Option<u64> {
+        match self {
+            Self::Whole(size_bytes) | Self::Sparse(size_bytes) => Some(size_bytes),
+            Self::Growing => None,
+        }
+    }
+}
+
 // === impl Store ===
 
 impl Store {
-    /// Starts writing a blob into room that was reserved for it. A file of known size is laid out at once, without
+    /// Starts writing a blob, once there is room for it as `extent` says. A file of known size is laid out at once, without
     /// taking blocks.
     pub async fn create_partial(
         &self,
         registry: &RegistryName,
         digest: Digest,
-        size_bytes: Option<u64>,
-        reservation: Reservation,
+        extent: Extent,
     ) -> Result<Partial, StoreError> {
+        let charged_bytes = match extent {
+            Extent::Whole(size_bytes) => charge(size_bytes),
+            Extent::Sparse(_) => sparse_charge(0),
+            Extent::Growing => charge(0),
+        };
+        let reservation = self.shared.reserve_charged(charged_bytes).await?;
         let (shared, registry) = (self.shared.clone(), registry.clone());
         let create = move || {
             let folder = shared.claim_folder(&registry, &digest);
-            match shared.create_data(&folder, size_bytes) {
+            match shared.create_data(&folder, extent.size_bytes()) {
                 Ok(file) => {
+                    let room = Room { reservation, extent, on_disk_bytes: 0, written_bytes: 0, end: 0, rooted: false };
+                    let size_bytes = extent.size_bytes();
+                    let room = Mutex::new(room);
                     let inner =
-                        Inner { shared, digest, size_bytes, folder, file, reservation, written_bytes: 0, end: 0 };
+                        Inner { shared, registry, digest, size_bytes, folder, file, room, writes: Arc::default() };
                     Ok(Partial { inner: Some(inner) })
                 }
                 Err(error) => {
@@ -77,8 +127,26 @@ impl Store {
 
 impl Partial {
     fn inner(&self) -> &Inner {
-        #[expect(clippy::expect_used, reason = "only commit takes it, and commit takes the partial too")]
-        self.inner.as_ref().expect("a partial that was not committed")
+        #[expect(clippy::expect_used, reason = "only commit and rest take it, and they take the partial too")]
+        self.inner.as_ref().expect("a partial that was neither committed nor left at rest")
+    }
+
+    pub(super) fn writes(&self) -> Option<Arc<RwLock<()>>> {
+        Some(self.inner.as_ref()?.writes.clone())
+    }
+
+    pub(super) fn take(&mut self) -> Option<Inner> {
+        self.inner.take()
+    }
+
+    /// A partial of `size_bytes` that rested.
+    pub(super) fn reopened(shared: Arc<Shared>, key: Key, entry: Entry, file: Arc<OpenFile>, size_bytes: u64) -> Self {
+        let ((registry, digest), Entry { folder, charge, on_disk_bytes, .. }) = (key, entry);
+        let reservation = charge.into_reservation();
+        let extent = Extent::Sparse(size_bytes);
+        let room = Room { reservation, extent, on_disk_bytes, written_bytes: 0, end: 0, rooted: true };
+        let (size_bytes, room, writes) = (Some(size_bytes), Mutex::new(room), Arc::default());
+        Self { inner: Some(Inner { shared, registry, digest, size_bytes, folder, file, room, writes }) }
     }
 
     /// The digest that its content should have.
@@ -91,26 +159,73 @@ impl Partial {
         self.inner().file.clone()
     }
 
-    /// Writes `chunks` one after the other, from `offset` on. Where the size is unknown the reservation grows; where it is
-    /// known nothing is written beyond it.
-    pub async fn write_at(&mut self, offset: u64, chunks: Vec<Bytes>) -> Result<(), StoreError> {
-        #[expect(clippy::expect_used, reason = "only commit takes it, and commit takes the partial too")]
-        let inner = self.inner.as_mut().expect("a partial that was not committed");
+    /// Reserves room for all of a blob of which only parts were wanted so far.
+    pub async fn reserve_whole(&self) -> Result<(), StoreError> {
+        let inner = self.inner();
+        let mut room = inner.room.lock().await;
+        if let Extent::Sparse(size_bytes) = room.extent {
+            let missing = charge(size_bytes).saturating_sub(room.reservation.charged_bytes());
+            room.reservation.grow(inner.shared.reserve_charged(missing).await?);
+            room.extent = Extent::Whole(size_bytes);
+        }
+        Ok(())
+    }
+
+    /// Writes `chunks` one after the other, from `offset` on. Room is reserved before, where it was not yet; where the size
+    /// is known nothing is written beyond it. Nobody else may write the same bytes.
+    pub async fn write_at(&self, offset: u64, chunks: Vec<Bytes>) -> Result<(), StoreError> {
+        let inner = self.inner();
         let len: u64 = chunks.iter().map(|chunk| chunk.len() as u64).sum();
         let end = offset.saturating_add(len);
         if inner.size_bytes.is_some_and(|size_bytes| end > size_bytes) {
             let source = std::io::Error::new(std::io::ErrorKind::FileTooLarge, "more bytes than the blob has");
             return Err(StoreError::io(Op::Write, &inner.folder.join(DATA), source));
         }
-        if !inner.reservation.covers(end) {
-            inner.grow(end).await?;
-        }
+        let mut room = inner.room.lock().await;
+        room.make(&inner.shared, len, end).await?;
+        room.on_disk_bytes += len;
+        room.written_bytes += len;
+        room.end = room.end.max(end);
+        drop(room);
+        // Goes along with the job, which runs to its end even when nobody waits for it any longer.
+        let writing = inner.writes.clone().read_owned().await;
         let file = inner.file.clone();
-        inner.shared.io.writing.run(move || file.write_at(offset, &chunks)).await?;
-        inner.reservation.wrote(len);
-        inner.written_bytes += len;
-        inner.end = inner.end.max(end);
+        let write = move || {
+            let _writing = writing;
+            file.write_at(offset, &chunks)
+        };
+        inner.shared.io.writing.run(write).await?;
+        inner.room.lock().await.reservation.wrote(len);
         Ok(())
+    }
+
+    /// Notes that bytes of an earlier run were found to be there.
+    pub async fn found(&self, offset: u64, len: u64) {
+        let mut room = self.inner().room.lock().await;
+        room.written_bytes += len;
+        room.end = room.end.max(offset.saturating_add(len));
+    }
+
+    /// Makes what was written durable, then notes `checkpoint`, which may speak only of what was written before this call.
+    pub async fn checkpoint(&self, checkpoint: &Checkpoint) -> Result<(), StoreError> {
+        let inner = self.inner();
+        let text = serde_json::to_vec(checkpoint).unwrap_or_default();
+        let rooted = std::mem::replace(&mut inner.room.lock().await.rooted, true);
+        let (shared, folder, file) = (inner.shared.clone(), inner.folder.clone(), inner.file.clone());
+        let write = move || {
+            let disk = &shared.io.disk;
+            disk.sync_data(file.file()?, &folder.join(DATA))?;
+            let (staged, target) = (folder.join(STATE_STAGED), folder.join(STATE));
+            // One that was left behind by a failure would be in the way.
+            disk.remove(&staged)?;
+            publish_bytes(disk, text.into(), &staged, &target, MODE_RECORD, None)?;
+            if !rooted && let Some(registry) = folder.parent() {
+                disk.sync_folder(registry)?;
+                disk.sync_folder(&shared.layout.partials())?;
+            }
+            Ok(())
+        };
+        inner.shared.io.run_counted(write).await
     }
 
     /// Makes it a blob. The proof must be for the digest asked for and for as many bytes as were written. Its open file
@@ -119,6 +234,8 @@ impl Partial {
     /// Once begun it goes on to its end even when the caller goes away.
     pub async fn commit(self, verified: Verified) -> Result<(), StoreError> {
         let (shared, digest) = (self.inner().shared.clone(), self.inner().digest);
+        // A blob of which only parts were wanted may have become whole by and by.
+        self.reserve_whole().await?;
         let guard = shared.blob_locks.lock(&digest).await;
         let commit = move || {
             let _guard = guard;
@@ -132,14 +249,16 @@ impl Partial {
         let size_bytes = verified.size_bytes();
         let data = inner.folder.join(DATA);
         let file = inner.file.file()?;
+        // Nobody writes any more: the partial is ours alone.
+        let (written_bytes, end) = inner.room.try_lock().map_or((0, 0), |room| (room.written_bytes, room.end));
         if verified.digest() != inner.digest
-            || size_bytes != inner.end
-            || size_bytes > inner.written_bytes
+            || size_bytes != end
+            || size_bytes > written_bytes
             || size_bytes != inner.shared.io.disk.size(file, &data)?
         {
             return Err(StoreError::WrongProof {
                 digest: inner.digest,
-                written_bytes: inner.end.min(inner.written_bytes),
+                written_bytes: end.min(written_bytes),
                 proven: verified.digest(),
                 proven_bytes: size_bytes,
             });
@@ -151,29 +270,9 @@ impl Partial {
         let staged = Staged { file, path: &data, mode: MODE_BLOB, stamp: Some(stamp) };
         publish(&inner.shared.io.disk, &staged, &inner.shared.layout.blob(&inner.digest))?;
         if let Some(inner) = self.inner.take() {
-            inner.reservation.commit(inner.digest, size_bytes, stamp, Some(&inner.file));
+            inner.room.into_inner().reservation.commit(inner.digest, size_bytes, stamp, Some(&inner.file));
             inner.shared.remove_partial(&inner.folder);
         }
-        Ok(())
-    }
-}
-
-impl Inner {
-    /// Grows the reservation to a blob that ends at `end` or later. Where the size is known, or a whole step can't be had,
-    /// to no more than is needed.
-    async fn grow(&mut self, end: u64) -> Result<(), StoreError> {
-        let missing = |size_bytes| charge(size_bytes).saturating_sub(self.reservation.charged_bytes());
-        let (needed, step) = match self.size_bytes {
-            Some(size_bytes) => (missing(size_bytes), missing(size_bytes)),
-            None => (missing(end), missing(end.next_multiple_of(GROWTH_BYTES))),
-        };
-        let more = match self.shared.reserve_charged(step).await {
-            Err(NoRoom::Never { .. } | NoRoom::NotNow { .. }) if needed < step => {
-                self.shared.reserve_charged(needed).await?
-            }
-            other => other?,
-        };
-        self.reservation.grow(more);
         Ok(())
     }
 }
@@ -185,8 +284,42 @@ impl Drop for Partial {
         io.run_deferred(move || {
             inner.shared.remove_partial(&inner.folder);
             // If this was the last reader, the file closes here, and the room is free when it has.
-            inner.file.keep_until_closed(inner.reservation);
+            inner.file.keep_until_closed(inner.room.into_inner().reservation);
         });
+    }
+}
+
+// === impl Room ===
+
+impl Room {
+    /// How many bytes take blocks on disk, and the reservation.
+    pub(super) fn into_parts(self) -> (u64, Reservation) {
+        (self.on_disk_bytes, self.reservation)
+    }
+
+    /// Makes sure that `len` more bytes, the last of which ends at `end`, are reserved. Where the size is known, or a whole
+    /// step can't be had, no more than is needed.
+    async fn make(&mut self, shared: &Arc<Shared>, len: u64, end: u64) -> Result<(), StoreError> {
+        let missing = |charged_bytes: u64| charged_bytes.saturating_sub(self.reservation.charged_bytes());
+        let (needed, step) = match self.extent {
+            Extent::Whole(size_bytes) => (missing(charge(size_bytes)), missing(charge(size_bytes))),
+            Extent::Sparse(_) => {
+                let needed = missing(sparse_charge(self.on_disk_bytes.saturating_add(len)));
+                (needed, needed)
+            }
+            Extent::Growing => (missing(charge(end)), missing(charge(end.next_multiple_of(GROWTH_BYTES)))),
+        };
+        if needed == 0 {
+            return Ok(());
+        }
+        let more = match shared.reserve_charged(step).await {
+            Err(NoRoom::Never { .. } | NoRoom::NotNow { .. }) if needed < step => {
+                shared.reserve_charged(needed).await?
+            }
+            other => other?,
+        };
+        self.reservation.grow(more);
+        Ok(())
     }
 }
 
@@ -222,7 +355,10 @@ impl Shared {
 
     /// Removes what is left of a partial; only then may its folder be used again.
     pub(super) fn remove_partial(&self, folder: &Path) {
-        let removed = self.io.disk.remove(&folder.join(DATA)).and_then(|_| self.io.disk.remove_folder(folder));
+        let disk = &self.io.disk;
+        // The checkpoint goes first: without it nothing else is believed.
+        let files = [STATE, STATE_STAGED, DATA].into_iter().map(|name| disk.remove(&folder.join(name)).map(drop));
+        let removed = files.collect::<Result<(), _>>().and_then(|()| disk.remove_folder(folder));
         match removed {
             Ok(_) => drop(self.partials.lock().remove(folder)),
             // It stays claimed, so that a successor gets a folder of its own; the next sweep tries again.

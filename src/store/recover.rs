@@ -16,6 +16,7 @@ use super::index::Index;
 use super::layout::{self, ALGORITHMS, LISTS, Layout, MANIFESTS, TAGS};
 use super::publish::{MODE_RECORD, publish_bytes};
 use super::records::{ManifestRecord, TagRecord};
+use super::resting::{self, FoundPartial};
 use super::{Budget, FileSystemFacts, Shared};
 use crate::clock::Timestamp;
 use crate::oci::{Algorithm, Digest, RegistryName, Repository, RepositoryName};
@@ -28,6 +29,15 @@ struct FoundBlob {
     modified: u64,
 }
 
+/// What boot found.
+#[derive(Debug)]
+pub(super) struct Recovered {
+    pub(super) index: Index<OpenFile>,
+    pub(super) budget: Budget,
+    /// Downloads that can be taken up again.
+    pub(super) partials: Vec<FoundPartial>,
+}
+
 /// Names strange files in the log, but not a million of them.
 #[derive(Debug, Default)]
 struct Strange(AtomicUsize);
@@ -37,9 +47,6 @@ const STRANGE_NAMED_MAX: usize = 20;
 
 /// A repository name has at most 128 segments, and folders of records are below them.
 const REPOSITORY_DEPTH_MAX: usize = 130;
-
-/// Partials lie two folders deep.
-const PARTIAL_DEPTH: usize = 3;
 
 const CACHEDIR_TAG: &[u8] = b"Signature: 8a477f597d28d172789f06886806bc55\n\
 # This folder is a cache: Cachalot fetches again whatever is missing.\n";
@@ -64,18 +71,15 @@ pub(super) fn prepare(disk: &Disk, layout: &Layout) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Removes what was left half-done, finds every blob, and has the budget decided. The data directory is locked. Scans with
+/// Removes what was left half-done and can't be taken up again, finds every blob, and has the budget decided. The data directory is locked. Scans with
 /// all threads of the pool that it is run on.
 pub(super) fn recover(
     disk: &Disk,
     layout: &Layout,
     budget: &dyn Fn(&FileSystemFacts) -> Budget,
-) -> Result<(Index<OpenFile>, Budget), StoreError> {
-    for folder in [layout.partials(), layout.tmp()] {
-        disk.empty(&folder, PARTIAL_DEPTH)?;
-        disk.ensure_folder(&folder)?;
-    }
-    for folder in [layout.repositories(), layout.quarantine()] {
+) -> Result<Recovered, StoreError> {
+    disk.empty(&layout.tmp(), 0)?;
+    for folder in [layout.partials(), layout.tmp(), layout.repositories(), layout.quarantine()] {
         disk.ensure_folder(&folder)?;
     }
     if disk.facts(&layout.cachedir_tag())?.is_none() {
@@ -90,6 +94,7 @@ pub(super) fn recover(
     for algorithm in ALGORITHMS {
         blobs.extend(scan(disk, layout, algorithm, &strange)?);
     }
+    let partials = resting::find(disk, layout)?;
     let held_bytes = blobs.iter().map(|found| found.size_bytes).sum();
     let budget = budget(&facts(disk, layout.root(), held_bytes)?);
     let mut index = Index::new(budget.capacity_bytes);
@@ -101,7 +106,7 @@ pub(super) fn recover(
             index.found_records(charge(facts.size_bytes));
         }
     }
-    Ok((index, budget))
+    Ok(Recovered { index, budget, partials })
 }
 
 /// All blobs of one algorithm, folder by folder in parallel.

@@ -1,4 +1,4 @@
-//! Room: reserving it, and evicting what was read longest ago to make it.
+//! Room: reserving it, and to make it dropping interrupted downloads, then evicting what was read longest ago.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -96,6 +96,9 @@ impl Shared {
                 Answer::Short { by } => (by, "all that is held is being read, and the rest is reserved"),
                 Answer::Never { capacity_bytes } => return Err(NoRoom::Never { needed_bytes, capacity_bytes }),
             };
+            if self.drop_resting(least).await > 0 {
+                continue;
+            }
             if self.offline {
                 return Err(not_now("nothing is evicted while offline, as it could not be fetched again"));
             }
@@ -120,6 +123,7 @@ impl Shared {
     pub(super) async fn evict_excess(self: &Arc<Self>) {
         let _turn = self.evictor.lock().await;
         let excess = self.ledger.read().excess();
+        let excess = excess.saturating_sub(self.drop_resting(excess).await);
         if excess > 0 && !self.is_in_grace() {
             // As much as can be had: better than nothing.
             self.evict(0, excess).await;

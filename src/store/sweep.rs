@@ -13,14 +13,15 @@ const BATCH: usize = 256;
 
 impl Store {
     /// One pass: raises the stamps of children to those of their newest parents, sets the times of the files of what was
-    /// read since the last pass, removes partials that could not be removed before, and evicts what a lowered capacity no
-    /// longer allows. To be called about every 30 s, and at shutdown.
+    /// read since the last pass, removes partials that could not be removed before, and lets go of interrupted downloads
+    /// that are old and of what a lowered capacity no longer allows. To be called about every 30 s, and at shutdown.
     pub async fn sweep(&self) {
         let (shared, deferred) = (self.shared.clone(), self.shared.io.defer());
         let sweeping = async move {
             let _deferred = deferred;
             shared.persist_stamps().await;
             shared.remove_leftovers().await;
+            shared.drop_old_resting().await;
             if shared.ledger.read().excess() > 0 {
                 shared.evict_excess().await;
             }

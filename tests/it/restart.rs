@@ -36,7 +36,7 @@ async fn held_images_are_served_after_a_restart_with_upstream_gone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_download_under_way_does_not_outlive_a_stop_and_is_begun_again() {
+async fn a_download_under_way_outlives_a_stop_and_only_the_rest_is_fetched() {
     let registry = Registry::start().await;
     let filling = Blob::noise(1, 4 * MIB);
     registry.put_blob("library/app", &filling);
@@ -51,8 +51,11 @@ async fn a_download_under_way_does_not_outlive_a_stop_and_is_begun_again() {
     let site = mirror.stop().await;
     let mirror = site.start().await;
     assert!(!mirror.holds(&filling.digest));
-    assert_eq!((mirror.holdings().blobs, mirror.holdings().partials), (0, 0));
+    assert_eq!((mirror.holdings().blobs, mirror.holdings().partials, mirror.holdings().resting), (0, 0, 1));
+    let before = registry.body_bytes(&On::blob(&filling.digest));
     mirror.get(&blob("library/app", &filling.digest)).await.assert_ok(&filling.bytes);
+    let again = registry.body_bytes(&On::blob(&filling.digest)) - before;
+    assert!(again <= 2 * MIB as u64, "{again} bytes were fetched again");
     gate.open();
     mirror.finish().await;
 }

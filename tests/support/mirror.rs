@@ -199,11 +199,19 @@ impl Site {
     }
 
     /// Fails when a file lies where only unfinished things lie, or is not what its name says.
-    fn check_disk(&self) {
-        for folder in ["v1/partial", "v1/tmp", "v1/quarantine"] {
+    fn check_disk(&self, holdings: Holdings) {
+        for folder in ["v1/tmp", "v1/quarantine"] {
             let left = files(&self.data().join(folder));
             assert!(left.is_empty(), "left behind in {folder}: {left:?}");
         }
+        // An interrupted download rests with its checkpoint, and nothing else does.
+        let mut left: Vec<_> = files(&self.data().join("v1/partial"));
+        left.sort();
+        let resting: Vec<_> = left.iter().filter(|file| file.ends_with("data")).collect();
+        let expected: Vec<_> =
+            resting.iter().flat_map(|data| [(*data).clone(), data.with_file_name("state.json")]).collect();
+        assert_eq!(left, expected, "left behind");
+        assert_eq!(resting.len(), holdings.resting, "what rests is known: {left:?}");
         for (digest, _) in self.blobs_on_disk() {
             let bytes = std::fs::read(self.blob_file(&digest)).unwrap();
             let actual = if digest.starts_with("sha512:") { sha512(&bytes) } else { sha256(&bytes) };
@@ -431,7 +439,7 @@ impl Mirror {
         let used = disk_usage(&self.site().data());
         assert!(used <= holdings.capacity_bytes + holdings.capacity_bytes / 100, "du says {used}: {holdings:?}");
         let site = self.stop().await;
-        site.check_disk();
+        site.check_disk(holdings);
         site.check_registries();
     }
 

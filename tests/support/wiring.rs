@@ -19,6 +19,8 @@ pub(crate) struct Holdings {
     pub(crate) reserved_bytes: u64,
     pub(crate) capacity_bytes: u64,
     pub(crate) partials: usize,
+    /// Interrupted downloads that are kept.
+    pub(crate) resting: usize,
     /// Files that are open for readers: blobs and partials.
     pub(crate) open: usize,
 }
@@ -88,6 +90,7 @@ impl Server {
             reserved_bytes: snapshot.reserved_bytes,
             capacity_bytes: snapshot.capacity_bytes,
             partials: snapshot.partials,
+            resting: snapshot.resting,
             open: snapshot.open_files,
         }
     }

@@ -1,8 +1,11 @@
 //! Fills against scripted origins and a real store: who gets what, and what is left behind.
 
+mod lazy;
+mod resume;
 mod segments;
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -14,6 +17,7 @@ use parking_lot::Mutex;
 use tempfile::TempDir;
 use tokio::sync::Notify;
 
+use super::progress::Ahead;
 use super::*;
 use crate::metrics::Metrics;
 use crate::oci::Digest;
@@ -42,7 +46,7 @@ struct Scripted {
 }
 
 struct Rig {
-    _folder: TempDir,
+    folder: TempDir,
     store: Store,
     fills: Fills,
 }
@@ -63,6 +67,8 @@ const LIMITS: Limits = Limits {
     parallel_above_bytes: 3 * MIB as u64,
     segment_bytes: 256 * 1024,
     extra_connections_max: 16,
+    complete_from_percent: 25,
+    linger: Duration::from_hours(1),
 };
 
 // === impl Scripted ===
@@ -88,7 +94,7 @@ impl Origin for Scripted {
         self.name.to_owned()
     }
 
-    fn fetch(&self, _range: Option<ByteRange>) -> BoxFuture<'_, Result<OriginBody, OriginError>> {
+    fn fetch(&self, _: Option<ByteRange>, _: Priority) -> BoxFuture<'_, Result<OriginBody, OriginError>> {
         self.asked.fetch_add(1, Ordering::SeqCst);
         // What broke off can't be resumed from an origin that has nothing more to say.
         let act = self.acts.lock().pop_front().unwrap_or(Act::Refuse(OriginErrorKind::NotFound));
@@ -129,7 +135,10 @@ impl Origin for Scripted {
 
 impl Rig {
     async fn new(capacity_bytes: u64) -> Self {
-        let folder = TempDir::new().unwrap();
+        Self::on(TempDir::new().unwrap(), capacity_bytes).await
+    }
+
+    async fn on(folder: TempDir, capacity_bytes: u64) -> Self {
         let options = store::Options {
             path: folder.path().to_owned(),
             budget: Arc::new(move |_| store::Budget { capacity_bytes, min_free_bytes: 0, min_free_inodes: 0 }),
@@ -142,12 +151,27 @@ impl Rig {
         let metrics = Arc::new(Metrics::new());
         let store = Store::open(options, Arc::clone(&metrics)).await.unwrap();
         let fills = Fills::new(store.clone(), Pool::new("hash", 1).unwrap(), metrics, LIMITS);
-        Self { _folder: folder, store, fills }
+        Self { folder, store, fills }
+    }
+
+    /// As after a restart: what was in progress has rested.
+    async fn restart(self) -> Self {
+        let capacity_bytes = self.store.snapshot().capacity_bytes;
+        self.fills.stop().await;
+        self.store.close().await;
+        Self::on(self.folder, capacity_bytes).await
+    }
+
+    /// The files of partials, with what they are called there.
+    fn partial_files(&self, name: &str) -> Vec<std::path::PathBuf> {
+        let list = |path: std::path::PathBuf| std::fs::read_dir(path).into_iter().flatten().flatten().map(|e| e.path());
+        let folders = list(self.folder.path().join("v1/partial")).flat_map(list);
+        folders.map(|folder| folder.join(name)).filter(|file| file.exists()).collect()
     }
 
     fn open(&self, digest: Digest, origin: &Arc<Scripted>) -> (Arc<Fill>, Option<OriginId>, bool) {
-        match self.fills.open(key(digest), None, Arc::clone(origin) as Arc<dyn Origin>) {
-            Opened::Filling { fill, origin, joined } => (fill, origin, joined),
+        match self.fills.open(key(digest), None, Arc::clone(origin) as Arc<dyn Origin>, &Demand::WHOLE) {
+            Opened::Filling { fill, origin, joined, .. } => (fill, origin, joined),
             other => panic!("{other:?}"),
         }
     }
@@ -209,7 +233,7 @@ async fn small_and_large_blobs_of_known_and_unknown_length_arrive_whole_and_are_
         assert_eq!(fill.size().await.unwrap(), bytes.len() as u64);
         rig.fills.idle().await;
         assert_eq!(rig.store.size_of(&digest), Some(bytes.len() as u64));
-        assert!(matches!(rig.fills.open(key(digest), None, origin), Opened::Held));
+        assert!(matches!(rig.fills.open(key(digest), None, origin, &Demand::WHOLE), Opened::Held));
     }
     rig.assert_at_rest().await;
 }
@@ -271,19 +295,19 @@ async fn a_mismatch_is_remembered_and_a_break_is_not() {
     let rig = Rig::new(64 * MIB as u64).await;
     let (bytes, digest, chunks) = content(1000, 1000);
     let (fill, ..) = rig.open(digest, &Scripted::new("flaky", Act::Break(vec![], Some(1000))));
-    assert!(matches!(fill.head().await, Err(FillError::Origin(_))));
+    assert!(matches!(fill.head(0).await, Err(FillError::Origin(_))));
     rig.fills.idle().await;
     let lies = Scripted::new("liar", Act::Send(vec![Bytes::from(vec![0; 1000])], Some(1000)));
     let (fill, ..) = rig.open(digest, &lies);
-    let error = fill.head().await.unwrap_err();
+    let error = fill.head(0).await.unwrap_err();
     assert!(matches!(&error, FillError::Mismatch { origin, .. } if origin == "liar"), "{error}");
     rig.fills.idle().await;
     let honest = Scripted::new("honest", Act::Send(chunks, Some(bytes.len() as u64)));
-    let again = rig.fills.open(key(digest), None, Arc::clone(&honest) as Arc<dyn Origin>);
+    let again = rig.fills.open(key(digest), None, Arc::clone(&honest) as Arc<dyn Origin>, &Demand::WHOLE);
     assert!(matches!(again, Opened::Mismatched(_)), "a resume gets an error before headers");
     // Another upstream has told no lie.
     let elsewhere = FillKey { registry: "quay.io".parse().unwrap(), digest };
-    let Opened::Filling { fill, .. } = rig.fills.open(elsewhere, None, honest) else { panic!() };
+    let Opened::Filling { fill, .. } = rig.fills.open(elsewhere, None, honest, &Demand::WHOLE) else { panic!() };
     assert_eq!(fill.size().await.unwrap(), 1000);
     rig.assert_at_rest().await;
 }
@@ -310,7 +334,7 @@ async fn a_task_that_dies_leaves_no_one_waiting_and_nothing_behind() {
     let rig = Rig::new(64 * MIB as u64).await;
     let digest = content(1000, 100).1;
     let (fill, ..) = rig.open(digest, &Scripted::new("dies", Act::Panic));
-    assert!(matches!(fill.head().await, Err(FillError::Stopped { .. })));
+    assert!(matches!(fill.head(0).await, Err(FillError::Stopped { .. })));
     rig.assert_at_rest().await;
 }
 
@@ -343,7 +367,7 @@ async fn what_can_never_be_kept_is_not_storable_but_passes_through() {
     let (bytes, digest, chunks) = content(2 * MIB, 50_000);
     let total = Some(bytes.len() as u64);
     let (fill, ..) = rig.open(digest, &Scripted::new("origin", Act::Send(chunks.clone(), total)));
-    assert!(matches!(fill.head().await, Err(FillError::NotStorable { .. })));
+    assert!(matches!(fill.head(0).await, Err(FillError::NotStorable { .. })));
     rig.assert_at_rest().await;
 
     let metrics = Arc::new(Metrics::new());

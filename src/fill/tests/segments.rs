@@ -6,29 +6,31 @@ use std::sync::atomic::AtomicBool;
 use super::*;
 
 /// A registry that has one blob and answers ranges of it, unless it's told otherwise.
-struct Server {
-    bytes: Bytes,
+pub(super) struct Server {
+    pub(super) bytes: Bytes,
     /// Every so manieth body breaks off after so many bytes.
-    cut: Option<(usize, usize)>,
+    pub(super) cut: Option<(usize, usize)>,
     /// From this request on, ranges are answered with the whole blob.
-    ignores_ranges: Option<usize>,
+    pub(super) ignores_ranges: Option<usize>,
     /// This byte is wrong in every answer to a range.
-    corrupt_at: Option<usize>,
+    pub(super) corrupt_at: Option<usize>,
     /// Answers to ranges, after the first, say that the blob is larger.
-    wrong_total: bool,
+    pub(super) wrong_total: bool,
     /// Bodies that hold this byte wait for the gate before they send anything.
-    gated: Option<usize>,
-    gate: Notify,
-    refuses: AtomicBool,
-    asked: Mutex<Vec<Option<Range<usize>>>>,
+    pub(super) gated: Option<usize>,
+    pub(super) gate: Notify,
+    /// Bodies that waited for the gate break off before they send anything.
+    pub(super) breaks_gated: AtomicBool,
+    pub(super) refuses: AtomicBool,
+    pub(super) asked: Mutex<Vec<Option<Range<usize>>>>,
     /// How many bytes of bodies there were.
-    sent: AtomicUsize,
+    pub(super) sent: AtomicUsize,
 }
 
 // === impl Server ===
 
 impl Server {
-    fn of(bytes: &Bytes) -> Self {
+    pub(super) fn of(bytes: &Bytes) -> Self {
         Self {
             bytes: bytes.clone(),
             cut: None,
@@ -37,6 +39,7 @@ impl Server {
             wrong_total: false,
             gated: None,
             gate: Notify::new(),
+            breaks_gated: AtomicBool::new(false),
             refuses: AtomicBool::new(false),
             asked: Mutex::default(),
             sent: AtomicUsize::new(0),
@@ -50,6 +53,9 @@ impl Server {
         self.asked.lock().push(range.clone());
         if self.refuses.load(Ordering::SeqCst) {
             return Err(failure(OriginErrorKind::NotFound));
+        }
+        if range.as_ref().is_some_and(|range| range.start >= self.bytes.len()) {
+            return Err(failure(OriginErrorKind::Unusable));
         }
         let ranged = range.is_some() && self.ignores_ranges.is_none_or(|from| number < from);
         let part = if ranged { range.unwrap_or_default() } else { 0..self.bytes.len() };
@@ -73,8 +79,8 @@ impl Server {
     }
 
     /// How many bytes of the blob were asked for.
-    fn asked_bytes(&self) -> usize {
-        self.asked.lock().iter().map(|range| range.as_ref().map_or(self.bytes.len(), Range::len)).sum()
+    pub(super) fn asked_bytes(&self) -> usize {
+        self.asked.lock().iter().map(|range| range.as_ref().map_or(self.bytes.len(), ExactSizeIterator::len)).sum()
     }
 }
 
@@ -89,13 +95,16 @@ impl Origin for Server {
         "server".to_owned()
     }
 
-    fn fetch(&self, range: Option<ByteRange>) -> BoxFuture<'_, Result<OriginBody, OriginError>> {
+    fn fetch(&self, range: Option<ByteRange>, _: Priority) -> BoxFuture<'_, Result<OriginBody, OriginError>> {
         async move {
             let answer = self.answer(range)?;
             let held_back =
                 self.gated.is_some_and(|at| (answer.offset..answer.end.unwrap_or(0)).contains(&(at as u64)));
             if held_back {
                 self.gate.notified().await;
+                if self.breaks_gated.load(Ordering::SeqCst) {
+                    return Err(failure(OriginErrorKind::NotFound));
+                }
             }
             Ok(answer)
         }
@@ -104,7 +113,7 @@ impl Origin for Server {
 }
 
 fn start(rig: &Rig, digest: Digest, size: usize, server: &Arc<Server>) -> Arc<Fill> {
-    match rig.fills.open(key(digest), Some(size as u64), Arc::clone(server) as Arc<dyn Origin>) {
+    match rig.fills.open(key(digest), Some(size as u64), Arc::clone(server) as Arc<dyn Origin>, &Demand::WHOLE) {
         Opened::Filling { fill, .. } => fill,
         other => panic!("{other:?}"),
     }

@@ -78,15 +78,14 @@ async fn putting_a_blob_may_fail_anywhere_and_leaves_nothing_wrong() {
 #[tokio::test]
 async fn a_partial_may_fail_anywhere_and_leaves_nothing_wrong() {
     let (digest, bytes) = content("layer", 300_000);
-    for size_bytes in [Some(300_000), None] {
+    for extent in [Extent::Whole(300_000), Extent::Sparse(300_000), Extent::Growing] {
         let content = bytes.clone();
         at_every_operation(
             move |store| {
                 let bytes = content.clone();
                 async move {
-                    let room = store.reserve(size_bytes.unwrap_or(0)).await?;
                     let registry = "docker.io".parse().unwrap();
-                    let mut partial = store.create_partial(&registry, digest, size_bytes, room).await?;
+                    let partial = store.create_partial(&registry, digest, extent).await?;
                     partial
                         .write_at(0, vec![bytes.slice(..100_000), Bytes::new(), bytes.slice(100_000..200_000)])
                         .await?;

@@ -6,6 +6,7 @@ mod opening;
 mod power;
 mod reading;
 mod recording;
+mod resting;
 #[path = "../../../tests/support/simulated_disk.rs"]
 pub(crate) mod simulated_disk;
 mod stalls;

@@ -13,11 +13,20 @@ async fn pull(store: &Store, n: u64) -> Result<(), StoreError> {
     for (name, known) in [("known", true), ("unknown", false)] {
         let (digest, bytes) = content(&format!("{name} {n}"), 150_000);
         children.push(digest);
-        let size_bytes = known.then_some(150_000);
-        let room = store.reserve(size_bytes.unwrap_or(0)).await?;
+        let extent = if known { Extent::Sparse(150_000) } else { Extent::Growing };
         let registry = "docker.io".parse().unwrap();
-        let mut partial = store.create_partial(&registry, digest, size_bytes, room).await?;
+        let mut partial = store.create_partial(&registry, digest, extent).await?;
         partial.write_at(0, vec![bytes.slice(..70_000)]).await?;
+        if known {
+            // It's interrupted, and taken up again.
+            let prefixes = vec![Prefix { bytes: 70_000, digest: Digest::sha256(&bytes[..70_000]) }];
+            let checkpoint = Checkpoint { size_bytes: 150_000, prefixes, pieces: vec![], origins: vec![] };
+            partial.checkpoint(&checkpoint).await?;
+            partial.rest().await;
+            let Some((reopened, _)) = store.reopen_partial(&registry, &digest).await else { return Ok(()) };
+            partial = reopened;
+            partial.found(0, 70_000).await;
+        }
         partial.write_at(70_000, vec![bytes.slice(70_000..)]).await?;
         partial.commit(Verified::check(&digest, &bytes).unwrap()).await?;
     }
@@ -34,6 +43,16 @@ async fn assert_right(store: &Store, at: &str) {
         let blob = store.open_blob(&digest).await.unwrap().unwrap();
         let bytes = blob.file.read_at(0, usize::try_from(size_bytes).unwrap()).await.unwrap();
         assert_eq!(Digest::sha256(&bytes), digest, "{at}");
+    }
+    // What a checkpoint speaks of was durable before it was.
+    for n in 0..3 {
+        let (registry, digest) = ("docker.io".parse().unwrap(), content(&format!("known {n}"), 150_000).0);
+        if let Some((partial, checkpoint)) = store.reopen_partial(&registry, &digest).await {
+            let prefix = checkpoint.prefixes[0];
+            let bytes = partial.file().read_at(0, usize::try_from(prefix.bytes).unwrap()).await.unwrap();
+            assert_eq!(Digest::sha256(&bytes), prefix.digest, "{at}");
+            partial.rest().await;
+        }
     }
     if let Some(found) = store.tag(&repository("library/app"), &tag("latest")).await.unwrap() {
         let n = (0..3).find(|n| content(&format!("manifest {n}"), 700).0 == found.digest);

@@ -120,8 +120,7 @@ async fn readers_follow_a_growing_file_and_go_on_after_the_commit() {
     let (digest, bytes) = content("layer", 3 * MIB);
     let registry = "docker.io".parse().unwrap();
     // Of unknown size: nothing is reserved yet, and room is taken as it grows.
-    let room = store.reserve(0).await.unwrap();
-    let mut partial = store.create_partial(&registry, digest, None, room).await.unwrap();
+    let partial = store.create_partial(&registry, digest, Extent::Growing).await.unwrap();
     let file = partial.file();
     let half = bytes.len() / 2;
     partial.write_at(0, vec![bytes.slice(..half)]).await.unwrap();
@@ -147,14 +146,12 @@ async fn a_dropped_partial_counts_until_its_last_reader_is_gone_and_leaves_its_s
     let registry = "docker.io".parse().unwrap();
     let mut first = None;
     for _ in 0..20 {
-        let room = store.reserve(MIB).await.unwrap();
-        let mut partial = store.create_partial(&registry, digest, Some(MIB), room).await.unwrap();
+        let partial = store.create_partial(&registry, digest, Extent::Whole(MIB)).await.unwrap();
         partial.write_at(0, vec![bytes.clone()]).await.unwrap();
         first.get_or_insert_with(|| partial.file());
         drop(partial);
     }
-    let room = store.reserve(MIB).await.unwrap();
-    let mut partial = store.create_partial(&registry, digest, Some(MIB), room).await.unwrap();
+    let partial = store.create_partial(&registry, digest, Extent::Whole(MIB)).await.unwrap();
     partial.write_at(0, vec![bytes.clone()]).await.unwrap();
     store.settled().await;
     assert_eq!(rig.files("v1/partial").len(), 1);
@@ -174,16 +171,14 @@ async fn nothing_is_committed_with_a_proof_for_something_else() {
     let registry = "docker.io".parse().unwrap();
     // The right proof with too few bytes written, and the proof of another blob of the same size.
     for (written, proof) in [(999, (digest, &bytes)), (1000, (other, &other_bytes))] {
-        let room = store.reserve(1000).await.unwrap();
-        let mut partial = store.create_partial(&registry, digest, Some(1000), room).await.unwrap();
+        let partial = store.create_partial(&registry, digest, Extent::Whole(1000)).await.unwrap();
         partial.write_at(0, vec![bytes.slice(..written)]).await.unwrap();
         let verified = Verified::check(&proof.0, proof.1).unwrap();
         assert!(matches!(partial.commit(verified).await, Err(StoreError::WrongProof { .. })));
     }
     let verified = Verified::check(&digest, &bytes).unwrap();
     assert!(matches!(store.put_blob(verified, bytes.slice(1..)).await, Err(StoreError::WrongProof { .. })));
-    let room = store.reserve(1000).await.unwrap();
-    let mut partial = store.create_partial(&registry, digest, Some(1000), room).await.unwrap();
+    let partial = store.create_partial(&registry, digest, Extent::Whole(1000)).await.unwrap();
     let error = partial.write_at(1, vec![bytes.clone()]).await.unwrap_err();
     assert!(error.to_string().contains("more bytes than the blob has"), "{error}");
     drop(partial);
@@ -206,8 +201,7 @@ async fn the_same_blob_from_many_upstreams_at_once_is_stored_once() {
                     return store.put_blob(verified, bytes).await.unwrap();
                 }
                 let registry = format!("r{n}.example").parse().unwrap();
-                let room = store.reserve(MIB).await.unwrap();
-                let mut partial = store.create_partial(&registry, digest, Some(MIB), room).await.unwrap();
+                let partial = store.create_partial(&registry, digest, Extent::Whole(MIB)).await.unwrap();
                 partial.write_at(0, vec![bytes]).await.unwrap();
                 partial.commit(verified).await.unwrap();
             })

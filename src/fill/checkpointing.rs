@@ -1,0 +1,199 @@
+//! Checkpoints of a fill: taken now and then and before it rests, and compared with the file when it is taken up again.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep_until};
+
+use crate::store::{CheckedPiece, Checkpoint, OpenFile, PIECE_BYTES_MAX, Partial, Prefix, StoreError};
+use crate::tasks::Pool;
+
+use super::hashing::HashFrontier;
+use super::progress::Progress;
+use super::segments::{Claim, Segments};
+
+/// Takes the checkpoints of one fill.
+#[derive(Debug)]
+pub(super) struct Checkpointer<'a> {
+    progress: &'a Progress,
+    frontier: &'a HashFrontier<'a>,
+    partial: &'a Partial,
+    pool: &'a Pool,
+    origins: Vec<String>,
+    /// Pieces beyond the hash frontier whose checksum is known. Bytes that are there never change.
+    checked: BTreeMap<u64, CheckedPiece>,
+}
+
+/// What of a blob was there at one moment.
+#[derive(Debug)]
+pub(super) struct Snapshot {
+    prefixes: Vec<Prefix>,
+    /// Where each piece beyond them begins, and how long it is.
+    pieces: Vec<(u64, u64)>,
+    size_bytes: u64,
+}
+
+/// What an earlier run left of a blob: claimed until it was compared with the file, so that nobody fetches it meanwhile.
+#[derive(Debug)]
+pub(super) struct Leftovers {
+    pub(super) checkpoint: Checkpoint,
+    /// The start of the blob, as far as it was hashed.
+    pub(super) prefix: Option<Claim>,
+    /// Contiguous pieces, each run with its claim.
+    pub(super) runs: Vec<(Claim, Vec<CheckedPiece>)>,
+}
+
+/// So much may be lost by a crash: what arrived in so long, or so many bytes, whichever is less.
+const EVERY: Duration = Duration::from_secs(2);
+const EVERY_BYTES: u64 = 32 * 1024 * 1024;
+
+// === impl Checkpointer ===
+
+impl<'a> Checkpointer<'a> {
+    pub(super) fn new(
+        progress: &'a Progress,
+        frontier: &'a HashFrontier<'a>,
+        partial: &'a Partial,
+        pool: &'a Pool,
+        origins: Vec<String>,
+    ) -> Self {
+        Self { progress, frontier, partial, pool, origins, checked: BTreeMap::new() }
+    }
+
+    /// Takes checkpoints for ever. One that fails costs no more than what a crash would cost.
+    pub(super) async fn keep_taking(&mut self) {
+        let mut noted = self.progress.present_bytes();
+        loop {
+            let due = Instant::now() + EVERY;
+            while self.progress.present_bytes() < noted + EVERY_BYTES {
+                let change = self.progress.change();
+                tokio::select! {
+                    () = change => {}
+                    () = sleep_until(due) => break,
+                }
+            }
+            let present = self.progress.present_bytes();
+            if present == noted {
+                self.progress.change().await;
+                continue;
+            }
+            noted = present;
+            let snapshot = self.look();
+            if let Err(error) = self.take(snapshot).await {
+                tracing::warn!(digest = %self.partial.digest(), "could not take a checkpoint: {error}");
+            }
+        }
+    }
+
+    /// What is there now.
+    pub(super) fn look(&self) -> Snapshot {
+        let prefixes = self.frontier.prefixes();
+        let hashed = prefixes.last().map_or(0, |prefix| prefix.bytes);
+        let pieces = self.progress.present_from(hashed).into_iter().flat_map(pieces_of).collect();
+        Snapshot { prefixes, pieces, size_bytes: self.progress.size_bytes() }
+    }
+
+    /// Takes a checkpoint of what was there.
+    pub(super) async fn take(&mut self, snapshot: Snapshot) -> Result<(), StoreError> {
+        let Snapshot { prefixes, pieces, size_bytes } = snapshot;
+        let hashed = prefixes.last().map_or(0, |prefix| prefix.bytes);
+        self.checked.retain(|start, _| *start >= hashed);
+        let known = |(start, len): &(u64, u64)| self.checked.get(start).is_some_and(|piece| piece.len == *len);
+        let unknown: Vec<_> = pieces.iter().filter(|piece| !known(piece)).copied().collect();
+        let file = self.partial.file();
+        for (start, len) in unknown {
+            let file = Arc::clone(&file);
+            let crc32c = self.pool.run(move || checksum(&file, start, len)).await?;
+            self.checked.insert(start, CheckedPiece { start, len, crc32c });
+        }
+        let checkpoint = Checkpoint {
+            size_bytes,
+            prefixes,
+            pieces: pieces.iter().filter_map(|(start, _)| self.checked.get(start).copied()).collect(),
+            origins: self.origins.clone(),
+        };
+        self.partial.checkpoint(&checkpoint).await
+    }
+}
+
+// === impl Snapshot ===
+
+impl Snapshot {
+    /// Whether there was nothing.
+    pub(super) fn is_empty(&self) -> bool {
+        self.prefixes.is_empty() && self.pieces.is_empty()
+    }
+}
+
+// === impl Leftovers ===
+
+impl Leftovers {
+    /// Claims what `checkpoint` speaks of.
+    pub(super) fn claim(checkpoint: Checkpoint, segments: &mut Segments) -> Self {
+        let prefix = segments.claim_missing_in(0..checkpoint.hashed_bytes());
+        let mut runs: Vec<(Range<u64>, Vec<CheckedPiece>)> = Vec::new();
+        for piece in &checkpoint.pieces {
+            let end = piece.start + piece.len;
+            match runs.last_mut().filter(|(run, _)| run.end == piece.start) {
+                Some((run, pieces)) => {
+                    run.end = end;
+                    pieces.push(*piece);
+                }
+                None => runs.push((piece.start..end, vec![*piece])),
+            }
+        }
+        let claimed = |(run, pieces)| Some((segments.claim_missing_in(run)?, pieces));
+        let runs = runs.into_iter().filter_map(claimed).collect();
+        Self { checkpoint, prefix, runs }
+    }
+}
+
+/// Compares what lies beyond the hash frontier with the file, and lets go of what differs.
+pub(super) async fn compare(
+    runs: Vec<(Claim, Vec<CheckedPiece>)>,
+    progress: &Progress,
+    partial: &Partial,
+    pool: &Pool,
+) -> Result<(), StoreError> {
+    let file = partial.file();
+    for (mut claim, pieces) in runs {
+        for piece in pieces {
+            let end = piece.start + piece.len;
+            if claim.rest.start != piece.start {
+                // The one before it was not as it was noted, so all of the run was given up.
+                let Some(again) = progress.claim_missing_in(piece.start..end) else { continue };
+                claim = again;
+            }
+            let read = Arc::clone(&file);
+            let found = pool.run(move || checksum(&read, piece.start, piece.len)).await?;
+            if found == piece.crc32c && claim.rest.start == piece.start && claim.rest.end >= end {
+                partial.found(piece.start, piece.len).await;
+                progress.received(&mut claim, piece.len);
+            } else {
+                progress.release(&claim);
+            }
+        }
+        progress.release(&claim);
+    }
+    Ok(())
+}
+
+/// The pieces of a run: cut at multiples of their largest length, so that most of them never change again.
+fn pieces_of(run: Range<u64>) -> Vec<(u64, u64)> {
+    let mut pieces = Vec::new();
+    let mut at = run.start;
+    while at < run.end {
+        let end = ((at / PIECE_BYTES_MAX + 1) * PIECE_BYTES_MAX).min(run.end);
+        pieces.push((at, end - at));
+        at = end;
+    }
+    pieces
+}
+
+fn checksum(file: &OpenFile, start: u64, len: u64) -> Result<u32, StoreError> {
+    let mut buffer = vec![0; usize::try_from(len).unwrap_or_default()];
+    file.read_now(start, &mut buffer)?;
+    Ok(crc32c::crc32c(&buffer))
+}

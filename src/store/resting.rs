@@ -1,0 +1,242 @@
+//! Resting partials: downloads that nobody is working on, kept to be taken up again, and the first to go when room is needed.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Weak};
+
+use parking_lot::Mutex;
+
+use super::blob::OpenFile;
+use super::checkpoint::Checkpoint;
+use super::count::sparse_charge;
+use super::error::StoreError;
+use super::fs::{Disk, Kind};
+use super::layout::{self, Layout};
+use super::ledger::{Charge, now};
+use super::partial::{DATA, Inner, Partial, STATE};
+use super::{Shared, Store};
+use crate::oci::{Digest, RegistryName};
+
+/// The partials at rest, at most one for each download.
+#[derive(Debug, Default)]
+pub(super) struct Resting(Mutex<HashMap<Key, Entry>>);
+
+/// The upstream, and the blob.
+pub(super) type Key = (RegistryName, Digest);
+
+/// A partial at rest.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) folder: PathBuf,
+    /// What its file takes on disk, and what that counts.
+    pub(super) on_disk_bytes: u64,
+    pub(super) charge: Charge,
+    /// Its file, as long as somebody reads it.
+    file: Weak<OpenFile>,
+    /// When it was last worked on, in microseconds since 1970.
+    touched: u64,
+}
+
+/// A partial that was found at boot.
+#[derive(Debug)]
+pub(super) struct FoundPartial {
+    registry: RegistryName,
+    digest: Digest,
+    folder: PathBuf,
+    on_disk_bytes: u64,
+    touched: u64,
+}
+
+/// A checkpoint is this long at most: that of a blob of 80 GiB of which every other block is present.
+const STATE_BYTES_MAX: u64 = 8 << 20;
+
+/// A download that nobody asked for in a week is begun anew.
+const AGE_MAX_MICROS: u64 = 7 * 24 * 3600 * 1_000_000;
+
+/// Partials lie two folders deep.
+const PARTIAL_DEPTH: usize = 3;
+
+// === impl Store ===
+
+impl Store {
+    /// Whether an interrupted download of a blob is kept.
+    pub fn has_resting(&self, registry: &RegistryName, digest: &Digest) -> bool {
+        self.shared.resting.0.lock().contains_key(&(registry.clone(), *digest))
+    }
+
+    /// Takes an interrupted download up again: the partial, and what its last checkpoint says of it, which is to be compared
+    /// with the file before any of it is believed. `None` if there is none, or none that is of use.
+    pub async fn reopen_partial(&self, registry: &RegistryName, digest: &Digest) -> Option<(Partial, Checkpoint)> {
+        let key = (registry.clone(), *digest);
+        let entry = self.shared.resting.0.lock().remove(&key)?;
+        let shared = self.shared.clone();
+        let reopen = move || match shared.reopen(&entry.folder) {
+            Ok((file, checkpoint)) => {
+                Some((Partial::reopened(shared, key, entry, file, checkpoint.size_bytes), checkpoint))
+            }
+            Err(reason) => {
+                tracing::warn!(digest = %key.1, "an interrupted download is begun anew: {reason}");
+                shared.discard(entry);
+                None
+            }
+        };
+        self.shared.io.run_counted(reopen).await
+    }
+}
+
+// === impl Partial ===
+
+impl Partial {
+    /// Leaves off: what its last checkpoint says is kept, and the partial can be reopened. Waits for writes that are under
+    /// way, since whoever reopens it writes to the same file.
+    pub async fn rest(mut self) {
+        let Some(writes) = self.writes() else { return };
+        drop(writes.write().await);
+        let Some(inner) = self.take() else { return };
+        let Inner { shared, registry, digest, folder, file, room, .. } = inner;
+        let (on_disk_bytes, reservation) = room.into_inner().into_parts();
+        let charge = reservation.into_charge_of(sparse_charge(on_disk_bytes));
+        let entry = Entry { folder, on_disk_bytes, charge, file: Arc::downgrade(&file), touched: now() };
+        drop(file);
+        let older = shared.resting.0.lock().insert((registry, digest), entry);
+        if let Some(older) = older {
+            let io = shared.io.clone();
+            io.run_deferred(move || shared.discard(older));
+        }
+    }
+}
+
+// === impl Shared ===
+
+impl Shared {
+    fn reopen(&self, folder: &Path) -> Result<(Arc<OpenFile>, Checkpoint), String> {
+        let (disk, data) = (&self.io.disk, folder.join(DATA));
+        let checkpoint = read_state(disk, folder).map_err(|error| error.to_string())?;
+        let checkpoint = checkpoint.ok_or("its checkpoint can't be read")?;
+        let file = disk.open_for_writing(&data).map_err(|error| error.to_string())?;
+        let size_bytes = disk.size(&file, &data).map_err(|error| error.to_string())?;
+        if size_bytes != checkpoint.size_bytes {
+            return Err(format!("its file has {size_bytes} bytes instead of {}", checkpoint.size_bytes));
+        }
+        Ok((OpenFile::new(file, data, self.io.clone()), checkpoint))
+    }
+
+    /// Removes a resting partial that was taken out of the table. Its bytes count until its last reader has closed it.
+    fn discard(&self, entry: Entry) {
+        self.remove_partial(&entry.folder);
+        if let Some(file) = entry.file.upgrade() {
+            file.keep_until_closed(entry.charge.into_reservation());
+        }
+    }
+
+    /// Drops resting partials, those first that were left longest ago, until `enough` bytes are free. Returns how many are:
+    /// interrupted downloads make room for verified blobs.
+    pub(super) async fn drop_resting(self: &Arc<Self>, enough: u64) -> u64 {
+        let mut freed = 0;
+        while freed < enough {
+            let oldest = {
+                let mut resting = self.resting.0.lock();
+                let oldest = resting.iter().min_by_key(|(_, entry)| entry.touched).map(|(key, _)| key.clone());
+                oldest.and_then(|key| resting.remove(&key))
+            };
+            let Some(entry) = oldest else { break };
+            freed += entry.charge.bytes();
+            let shared = self.clone();
+            self.io.writing.run(move || shared.discard(entry)).await;
+        }
+        freed
+    }
+
+    /// Drops what nobody asked for in a long time.
+    pub(super) async fn drop_old_resting(self: &Arc<Self>) {
+        let now = now();
+        let old: Vec<Entry> = {
+            let mut resting = self.resting.0.lock();
+            resting.extract_if(|_, entry| now.saturating_sub(entry.touched) > AGE_MAX_MICROS).map(|old| old.1).collect()
+        };
+        for entry in old {
+            let shared = self.clone();
+            self.io.writing.run(move || shared.discard(entry)).await;
+        }
+    }
+
+    /// Enters what was found at boot. Of two downloads of the same blob the later one is kept.
+    pub(super) fn enter_resting(self: &Arc<Self>, found: Vec<FoundPartial>) {
+        for FoundPartial { registry, digest, folder, on_disk_bytes, touched } in found {
+            self.partials.lock().insert(folder.clone());
+            let charge = self.ledger.found_record(sparse_charge(on_disk_bytes));
+            let entry = Entry { folder, on_disk_bytes, charge, file: Weak::new(), touched };
+            let mut resting = self.resting.0.lock();
+            let key = (registry, digest);
+            let is_older = resting.get(&key).is_some_and(|known| known.touched > touched);
+            let loser = if is_older { Some(entry) } else { resting.insert(key, entry) };
+            drop(resting);
+            if let Some(loser) = loser {
+                self.discard(loser);
+            }
+        }
+    }
+}
+
+// === impl Resting ===
+
+impl Resting {
+    pub(super) fn len(&self) -> usize {
+        self.0.lock().len()
+    }
+}
+
+fn read_state(disk: &Disk, folder: &Path) -> Result<Option<Checkpoint>, StoreError> {
+    let Some(text) = disk.read(&folder.join(STATE), STATE_BYTES_MAX)? else { return Ok(None) };
+    Ok(serde_json::from_slice(&text).ok().filter(Checkpoint::is_sound))
+}
+
+/// The partials in the data directory that can be taken up again. What can't is removed.
+pub(super) fn find(disk: &Disk, layout: &Layout) -> Result<Vec<FoundPartial>, StoreError> {
+    let mut partials = Vec::new();
+    for registry in disk.list(&layout.partials())? {
+        let path = layout.partials().join(&registry.name);
+        let name = registry.name.to_str().and_then(|name| name.parse::<RegistryName>().ok());
+        let Some(name) = name.filter(|_| registry.kind == Kind::Folder) else {
+            remove(disk, &path, registry.kind)?;
+            continue;
+        };
+        for folder in disk.list(&path)? {
+            let place = path.join(&folder.name);
+            match layout::partial_at(&folder.name).map(|digest| facts(disk, &place, &name, digest)).transpose()? {
+                Some(Some(found)) => partials.push(found),
+                _ => remove(disk, &place, folder.kind)?,
+            }
+        }
+    }
+    Ok(partials)
+}
+
+fn facts(
+    disk: &Disk,
+    folder: &Path,
+    registry: &RegistryName,
+    digest: Digest,
+) -> Result<Option<FoundPartial>, StoreError> {
+    let Some(checkpoint) = read_state(disk, folder)? else { return Ok(None) };
+    let (data, state) = (disk.facts(&folder.join(DATA))?, disk.facts(&folder.join(STATE))?);
+    let (Some(data), Some(state)) = (data.filter(|data| data.size_bytes == checkpoint.size_bytes), state) else {
+        return Ok(None);
+    };
+    let found = FoundPartial {
+        registry: registry.clone(),
+        digest,
+        folder: folder.to_owned(),
+        on_disk_bytes: data.on_disk_bytes,
+        touched: state.modified,
+    };
+    Ok((now().saturating_sub(found.touched) <= AGE_MAX_MICROS).then_some(found))
+}
+
+fn remove(disk: &Disk, path: &Path, kind: Kind) -> Result<(), StoreError> {
+    if kind == Kind::Folder {
+        disk.empty(path, PARTIAL_DEPTH)?;
+        return disk.remove_folder(path).map(drop);
+    }
+    disk.remove(path).map(drop)
+}

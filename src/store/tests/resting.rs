@@ -1,0 +1,192 @@
+//! Partials at rest: taken up again, also after a restart, and the first to go when room is needed.
+
+use std::time::SystemTime;
+
+use super::*;
+use crate::oci::{RegistryName, Verified};
+
+const SIZE: u64 = 4 * MIB;
+
+fn registry() -> RegistryName {
+    "docker.io".parse().unwrap()
+}
+
+/// A checkpoint of a blob of which the first `hashed` bytes are known, and so many more at `start`.
+fn checkpoint(bytes: &Bytes, hashed: usize, start: u64, len: u64) -> Checkpoint {
+    let prefix = Prefix { bytes: hashed as u64, digest: Digest::sha256(&bytes[..hashed]) };
+    Checkpoint {
+        size_bytes: bytes.len() as u64,
+        prefixes: (hashed > 0).then_some(prefix).into_iter().collect(),
+        pieces: vec![CheckedPiece { start, len, crc32c: 7 }],
+        origins: vec!["docker.io/library/app".to_owned()],
+    }
+}
+
+/// Leaves a download of `bytes` at rest, of which two pieces are there.
+async fn leave(store: &Store, digest: Digest, bytes: &Bytes) -> Checkpoint {
+    let partial = store.create_partial(&registry(), digest, Extent::Sparse(bytes.len() as u64)).await.unwrap();
+    partial.write_at(0, vec![bytes.slice(..100_000)]).await.unwrap();
+    partial.write_at(MIB, vec![bytes.slice((1 << 20)..(1 << 20) + 50_000)]).await.unwrap();
+    let written = checkpoint(bytes, 100_000, MIB, 50_000);
+    partial.checkpoint(&written).await.unwrap();
+    partial.rest().await;
+    written
+}
+
+#[tokio::test]
+async fn a_download_left_off_is_taken_up_again_at_once_and_after_a_restart() {
+    let rig = Rig::new(64 * MIB);
+    let mut store = rig.open().await;
+    let (digest, bytes) = content("layer", SIZE);
+    let written = leave(&store, digest, &bytes).await;
+    assert!(!store.has_resting(&"quay.io".parse().unwrap(), &digest));
+    for restart in [false, true, true] {
+        if restart {
+            store.close().await;
+            store = rig.open().await;
+        }
+        assert!(store.has_resting(&registry(), &digest));
+        let snapshot = store.snapshot();
+        assert_eq!((snapshot.resting, snapshot.partials, snapshot.reserved_bytes), (1, 0, 0), "{snapshot:?}");
+        let (partial, found) = store.reopen_partial(&registry(), &digest).await.unwrap();
+        assert_eq!(found, written);
+        assert!(!store.has_resting(&registry(), &digest), "it has one owner");
+        let file = partial.file();
+        assert_eq!(file.read_at(MIB, 50_000).await.unwrap(), bytes.slice((1 << 20)..(1 << 20) + 50_000));
+        partial.rest().await;
+    }
+    let (partial, _) = store.reopen_partial(&registry(), &digest).await.unwrap();
+    partial.found(0, 100_000).await;
+    partial.write_at(100_000, vec![bytes.slice(100_000..)]).await.unwrap();
+    partial.commit(Verified::check(&digest, &bytes).unwrap()).await.unwrap();
+    assert_eq!(store.open_blob(&digest).await.unwrap().unwrap().file.read_at(0, bytes.len()).await.unwrap(), bytes);
+    assert!(rig.files("v1/partial").is_empty());
+    assert_at_rest(&store).await;
+}
+
+#[tokio::test]
+async fn parts_of_a_blob_count_what_they_take_and_no_more() {
+    let rig = Rig::new(64 * MIB);
+    let store = rig.open().await;
+    let digests: Vec<Digest> = (0..8).map(|n| content(&format!("layer {n}"), 100).0).collect();
+    let mut partials = Vec::new();
+    for digest in &digests {
+        // Far larger, all of them together, than the store.
+        let partial = store.create_partial(&registry(), *digest, Extent::Sparse(50 * MIB)).await.unwrap();
+        partial.write_at(17 * MIB, vec![Bytes::from(vec![1; 256 << 10])]).await.unwrap();
+        let piece = CheckedPiece { start: 17 * MIB, len: 256 << 10, crc32c: 1 };
+        let state = Checkpoint { size_bytes: 50 * MIB, prefixes: vec![], pieces: vec![piece], origins: vec![] };
+        partial.checkpoint(&state).await.unwrap();
+        partials.push(partial);
+    }
+    let (counted, used) = (store.snapshot().reserved_bytes, rig.disk_usage());
+    assert!((8 * (256 << 10)..4 * MIB).contains(&counted) && used <= counted + (1 << 16), "{counted} {used}");
+    let whole = partials.pop().unwrap();
+    whole.reserve_whole().await.unwrap();
+    assert!(store.snapshot().reserved_bytes >= 50 * MIB);
+    assert!(partials[0].reserve_whole().await.is_err(), "two don't fit");
+    drop(whole);
+    for partial in partials {
+        partial.rest().await;
+    }
+    store.settled().await;
+    let snapshot = store.snapshot();
+    assert_eq!((snapshot.reserved_bytes, snapshot.resting), (0, 7));
+    assert!(snapshot.present_bytes >= 7 * (256 << 10) && snapshot.present_bytes < 4 * MIB, "{snapshot:?}");
+    let present = snapshot.present_bytes;
+    store.close().await;
+    let found = rig.open().await.snapshot();
+    assert_eq!(found.resting, 7);
+    assert!(found.present_bytes.abs_diff(present) <= 7 * 16384, "{} {present}", found.present_bytes);
+}
+
+#[tokio::test]
+async fn interrupted_downloads_make_room_before_any_blob_does() {
+    let rig = Rig::new(8 * MIB);
+    let store = rig.open().await;
+    let held = put(&store, "held", 3 * MIB).await;
+    let (first, first_bytes) = content("first", 2 * MIB);
+    let (second, second_bytes) = content("second", 2 * MIB);
+    leave(&store, first, &first_bytes).await;
+    let (partial, _) = store.reopen_partial(&registry(), &first).await.unwrap();
+    partial.write_at(1_200_000, vec![first_bytes.slice(1_200_000..)]).await.unwrap();
+    partial.rest().await;
+    leave(&store, second, &second_bytes).await;
+    let (partial, _) = store.reopen_partial(&registry(), &second).await.unwrap();
+    let reader = partial.file();
+    partial.rest().await;
+    let room = store.reserve(4 * MIB).await.unwrap();
+    assert_eq!(store.snapshot().resting, 1, "the older one went");
+    assert!(store.has_resting(&registry(), &second) && store.size_of(&held).is_some());
+    drop(room);
+    drop(store.reserve(7 * MIB).await.unwrap());
+    assert_eq!((store.snapshot().resting, store.size_of(&held)), (0, None));
+    assert!(store.snapshot().reserved_bytes >= 150_000, "what is read counts until it is closed");
+    drop(reader);
+    assert!(rig.files("v1/partial").is_empty());
+    assert_at_rest(&store).await;
+}
+
+#[tokio::test]
+async fn what_can_not_be_taken_up_again_is_removed_at_boot() {
+    let rig = Rig::new(64 * MIB);
+    let store = rig.open().await;
+    let (digest, bytes) = content("layer", SIZE);
+    leave(&store, digest, &bytes).await;
+    store.close().await;
+    let data = rig.files("v1/partial").into_iter().find(|path| path.ends_with("data")).unwrap();
+    let state = data.with_file_name("state.json");
+    let text = std::fs::read(&state).unwrap();
+    let (week, old) = (Duration::from_hours(8 * 24), std::fs::read(&data).unwrap());
+    for wrong in ["torn state", "no state", "short data", "no data", "old", "strange"] {
+        std::fs::create_dir_all(data.parent().unwrap()).unwrap();
+        std::fs::write(&state, &text).unwrap();
+        std::fs::write(&data, &old).unwrap();
+        match wrong {
+            "torn state" => std::fs::write(&state, &text[..text.len() / 2]).unwrap(),
+            "no state" => std::fs::remove_file(&state).unwrap(),
+            "short data" => std::fs::write(&data, &old[..old.len() - 1]).unwrap(),
+            "no data" => std::fs::remove_file(&data).unwrap(),
+            "old" => {
+                std::fs::File::open(&state).unwrap().set_modified(SystemTime::now() - week).unwrap();
+            }
+            _ => std::fs::rename(data.parent().unwrap(), rig.path("v1/partial/docker.io/mine")).unwrap(),
+        }
+        let store = rig.open().await;
+        assert_eq!(store.snapshot().resting, 0, "{wrong}");
+        assert_eq!(store.snapshot().present_bytes, 0, "{wrong}");
+        assert!(rig.files("v1/partial").is_empty(), "{wrong}");
+        assert_at_rest(&store).await;
+    }
+}
+
+#[tokio::test]
+async fn a_checkpoint_may_fail_anywhere_and_the_one_before_it_stays_or_nothing_does() {
+    let (digest, bytes) = content("layer", SIZE);
+    for passes in 0.. {
+        let script = Script::failing(passes, Errno::IO, false);
+        let rig = Rig::in_memory(64 * MIB);
+        let store = rig.open().await;
+        let first = leave(&store, digest, &bytes).await;
+        store.close().await;
+        let rig = rig.with_faults(&script);
+        let Ok(store) = rig.try_open().await else { continue };
+        let reopened = store.reopen_partial(&registry(), &digest).await;
+        let mut second = first.clone();
+        second.origins.push("another".to_owned());
+        let mut written = Ok(());
+        if let Some((partial, _)) = reopened {
+            written = partial.checkpoint(&second).await;
+            partial.rest().await;
+        }
+        let done = !script.relent();
+        store.close().await;
+        let store = rig.open().await;
+        if let Some((_, found)) = store.reopen_partial(&registry(), &digest).await {
+            assert!(found == second || (found == first && (written.is_err() || passes > 0)), "{passes}");
+        }
+        if done {
+            return;
+        }
+    }
+}
