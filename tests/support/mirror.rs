@@ -141,7 +141,7 @@ impl Builder {
 impl Site {
     /// Starts a mirror here, maybe again.
     pub(crate) async fn start(self) -> Mirror {
-        let config = self.folder.path().join("cachalot.toml");
+        let config = self.config();
         let faults: Option<Arc<dyn Faults>> = match self.disk.clone() {
             Disk::Real => None,
             Disk::Failing(disk) => Some(disk),
@@ -170,6 +170,11 @@ impl Site {
         let text = std::fs::read_to_string(&path).unwrap();
         assert!(text.contains(from), "{from} is not in {text}");
         std::fs::write(&path, text.replace(from, to)).unwrap();
+    }
+
+    /// The configuration file.
+    pub(crate) fn config(&self) -> PathBuf {
+        self.folder.path().join("cachalot.toml")
     }
 
     /// The data directory.
