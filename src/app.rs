@@ -1,5 +1,7 @@
 //! The composition root: the one place that builds and connects the concrete parts.
 
+mod upstreams;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::thread;
@@ -8,11 +10,10 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
-use crate::config::{self, Config, FileSystemFacts, UnverifiedRanges, Upstream, UpstreamName};
+use crate::config::{self, Config, FileSystemFacts, UnverifiedRanges};
 use crate::fill::{self, Fills};
 use crate::metrics::Metrics;
-use crate::mirror::{Mirror, Names, Outcome, Policy, Settings, Source, Upstreams};
-use crate::oci::RegistryName;
+use crate::mirror::{Mirror, Settings};
 use crate::server::Router;
 use crate::server::accept::{self, Drained, Limits};
 use crate::server::access_log::Recorder;
@@ -26,7 +27,9 @@ use crate::server::tls::{CertificateFiles, Tls, TlsError};
 use crate::shutdown::Shutdown;
 use crate::store::{self, Faults, Store, StoreError};
 use crate::tasks::{self, Pool, PoolError};
-use crate::upstream;
+use crate::upstream::Instance;
+
+pub use upstreams::Clients;
 
 /// A server that runs.
 #[derive(Debug)]
@@ -123,9 +126,11 @@ pub async fn start_with(config: &Config, faults: Option<Arc<dyn Faults>>) -> Res
         offline: config.offline,
         list_ttl: config.tags.list_ttl,
         negative_ttl: config.tags.negative_ttl,
+        instance: Instance::random(),
         ranges_wait_for_verified: config.fill.unverified_ranges == UnverifiedRanges::Wait,
     };
-    let mirror = Mirror::new(settings, upstreams(config, &metrics), store.clone(), fills.clone(), Arc::clone(&metrics));
+    let upstreams = upstreams::upstreams(config, &Clients::new(config, &settings.instance, &metrics));
+    let mirror = Mirror::new(settings, upstreams, store.clone(), fills.clone(), Arc::clone(&metrics));
     let client_header_timeout = config.server.client_header_timeout;
     let readers = config.access.as_ref().map(|access| Readers::new(access, exempt(access, config, &listen)));
     edge.set(Edge { mirror: mirror.clone(), client_header_timeout, readers, checks });
@@ -276,63 +281,4 @@ async fn sweep(store: Store, readiness: Readiness, shutdown: Shutdown) {
 fn report_capacity(store: &Store, readiness: &Readiness) {
     let reason = "more is held than storage.capacity allows: nothing is evicted yet, and nothing new is stored";
     readiness.set_degraded("store", store.snapshot().over_capacity.then(|| reason.to_owned()));
-}
-
-/// The upstreams, with a client for each and a name table that leads to them.
-fn upstreams(config: &Config, metrics: &Arc<Metrics>) -> Upstreams {
-    let mut names = Names::default();
-    let mut entries = Vec::new();
-    metrics.declare_upstream("-", &Outcome::LABELS);
-    for (number, upstream) in config.upstreams.iter().enumerate() {
-        metrics.declare_upstream(upstream.name.as_str(), &Outcome::LABELS);
-        let policy = Policy {
-            label: upstream.name.as_str().into(),
-            endpoints: upstream.endpoints.iter().map(ToString::to_string).collect(),
-            tag_ttl: upstream.tag_ttl,
-            stale_if_error: upstream.stale_if_error,
-            immutable_tags: upstream.immutable_tags.clone(),
-            share_private: upstream.share_private,
-        };
-        let source = match &upstream.name {
-            UpstreamName::Exact(registry) => {
-                names.add(number, registry, &upstream.aliases);
-                Source::One(Arc::new(client(upstream, registry, metrics)))
-            }
-            UpstreamName::Pattern(pattern) => {
-                names.add_pattern(number, pattern.trim_start_matches('*'));
-                let (upstream, metrics) = (upstream.clone(), Arc::clone(metrics));
-                Source::Pattern(Box::new(move |registry| Arc::new(client(&upstream, registry, &metrics))))
-            }
-        };
-        entries.push((policy, source));
-    }
-    for (host, registry) in &config.server.hosts {
-        names.add_host(host, registry.as_str());
-    }
-    if let Some(default) = &config.server.default_upstream {
-        names.set_default(default.as_str());
-    }
-    Upstreams::new(names, entries)
-}
-
-fn client(upstream: &Upstream, registry: &RegistryName, metrics: &Arc<Metrics>) -> upstream::Upstream {
-    let credential = |credential: &config::Credential| upstream::Credential {
-        scope: credential.scope.clone(),
-        username: credential.username.clone(),
-        password: credential.password.clone(),
-    };
-    let options = upstream::Options {
-        name: upstream.name.as_str().to_owned(),
-        endpoints: upstream.endpoints_for(registry),
-        credentials: upstream.credentials.iter().map(credential).collect(),
-        ca_file: upstream.ca_file.clone(),
-        insecure_skip_verify: upstream.insecure_skip_verify,
-        connect_timeout: upstream.connect_timeout,
-        header_timeout: upstream.header_timeout,
-        read_idle_timeout: upstream.read_timeout,
-        max_connections: upstream.max_connections,
-        public_only: upstream.name.exact().is_none(),
-        redirect_hosts: upstream.redirect_hosts.clone(),
-    };
-    upstream::Upstream::new(options, Arc::clone(metrics))
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 /// A password or token. Printing it in any way shows `<redacted>`; only [`Secret::expose`] gives it away, so that every
 /// use can be found by that name. Cheap to clone.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Secret(Arc<str>);
 
 /// What is printed in place of a secret.

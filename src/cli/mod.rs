@@ -2,6 +2,7 @@
 
 pub mod check_config;
 pub mod demo;
+pub mod doctor;
 pub mod healthcheck;
 pub mod serve;
 
@@ -28,12 +29,14 @@ enum Command {
     Demo(demo::Demo),
     /// Print the configuration that would be used, or everything that is wrong with it
     CheckConfig(Settings),
+    /// Walk to a real upstream as the mirror would, and say what works and what does not
+    Doctor(doctor::Doctor),
     /// Ask a running server whether it's ready; exit code 0 if it is
     Healthcheck(healthcheck::Healthcheck),
 }
 
 /// Where the configuration comes from, and what overrides it.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Default, Args)]
 struct Settings {
     /// Configuration file (TOML); also `CACHALOT_CONFIG`
     #[arg(long, value_name = "FILE")]
@@ -70,6 +73,7 @@ pub fn main() -> ExitCode {
         Command::Serve(settings) => serve::run(&settings),
         Command::Demo(demo) => demo::main(&demo),
         Command::CheckConfig(settings) => check_config::main(&settings),
+        Command::Doctor(doctor) => doctor::main(&doctor),
         Command::Healthcheck(healthcheck) => healthcheck::run(&healthcheck),
     }
 }

@@ -1,6 +1,7 @@
 //! The upstreams that need no configuration.
 
 use super::Tags;
+use super::endpoint::Endpoint;
 use super::upstream::{Upstream, UpstreamName};
 
 /// A built-in upstream: its name, its further names, and where it is if not at `https://NAME`.
@@ -45,7 +46,7 @@ pub(super) fn upstreams(tags: &Tags) -> Vec<Upstream> {
         let name: UpstreamName = builtin.name.parse().ok()?;
         let mut upstream = Upstream::new(name, tags);
         if let Some(endpoint) = builtin.endpoint {
-            upstream.endpoints = vec![endpoint.parse().ok()?];
+            upstream.endpoints = vec![Endpoint::at(endpoint.parse().ok()?)];
         }
         upstream.aliases = builtin.aliases.iter().map(|alias| (*alias).to_owned()).collect();
         Some(upstream)
@@ -68,9 +69,14 @@ mod tests {
         assert_eq!(upstreams.len(), ALL.len());
         for upstream in &upstreams {
             assert_eq!(upstream.endpoints.len(), usize::from(upstream.name.exact().is_some()), "{}", upstream.name);
-            assert!(upstream.endpoints.iter().all(|endpoint| endpoint.scheme() == "https" && endpoint.path() == "/"));
+            assert!(
+                upstream
+                    .endpoints
+                    .iter()
+                    .all(|endpoint| endpoint.url.scheme() == "https" && endpoint.url.path() == "/")
+            );
         }
-        assert_eq!(upstreams[0].endpoints[0].as_str(), "https://registry-1.docker.io/");
+        assert_eq!(upstreams[0].endpoints[0].url.as_str(), "https://registry-1.docker.io/");
         assert_eq!(owner_of_alias("k8s.gcr.io"), Some("registry.k8s.io"));
         assert_eq!(owner_of_alias("ghcr.io"), None);
     }

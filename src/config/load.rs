@@ -110,6 +110,14 @@ fn lay_environment(written: &mut Written, env: &dyn Env, mistakes: &Mistakes) {
     lay(&mut written.capacity, text(env, CAPACITY, mistakes).and_then(|text| parse(text, mistakes, str::parse)));
     lay(&mut written.offline, text(env, OFFLINE, mistakes).and_then(|text| parse(text, mistakes, values::boolean)));
     lay(&mut written.log_level, text(env, LOG, mistakes).and_then(|text| parse(text, mistakes, values::log_level)));
+    // As everywhere, either case will do, and the lower one goes first.
+    let proxy = |names: [&'static str; 4]| {
+        let found = names.into_iter().find_map(|name| text(env, name, mistakes));
+        found.and_then(|text| parse(text, mistakes, values::proxy))
+    };
+    written.proxies.http = proxy(["http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"]);
+    written.proxies.https = proxy(["https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"]);
+    written.proxies.no_proxy = ["no_proxy", "NO_PROXY"].into_iter().find_map(|name| text(env, name, mistakes));
 }
 
 fn lay_flags(written: &mut Written, flags: &Flags, mistakes: &Mistakes) {

@@ -2,13 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use super::mistake::{Located, Mistakes, Place, most_like, quoted};
 use super::upstream::{Upstream, serving};
 use super::users::Users;
-use super::written::{Setting, Written};
-use super::{Admin, Config, Fill, Log, Server, Storage, Tags, access, certificate, merge};
+use super::written::{Setting, Written, WrittenProxies};
+use super::{Admin, Config, Fill, Log, Proxies, Server, Storage, Tags, access, certificate, merge};
+use crate::files;
 use crate::oci::RegistryName;
+
+/// The longest of docker's files that is read.
+const DOCKER_CONFIG_BYTES_MAX: u64 = 1 << 20;
 
 /// What a configuration means. With mistakes reported, the result is whole but not to be used.
 pub(super) fn mean(written: Written, mistakes: &Mistakes) -> Config {
@@ -67,10 +72,13 @@ pub(super) fn mean(written: Written, mistakes: &Mistakes) -> Config {
             parallel_above_bytes: value_or(written.parallel_above, default.fill.parallel_above_bytes),
             unverified_ranges: value_or(written.unverified_ranges, default.fill.unverified_ranges),
             complete_from_percent: value_or(written.complete_from, default.fill.complete_from_percent),
+            max_bandwidth: written.max_bandwidth.map(|bandwidth| bandwidth.value),
         },
         tags,
         upstreams,
         access,
+        docker_config: docker_config(written.docker_config, mistakes),
+        proxies: proxies(written.proxies),
         log: Log {
             format: value_or(written.log_format, default.log.format),
             level: value_or(written.log_level, default.log.level),
@@ -81,6 +89,28 @@ pub(super) fn mean(written: Written, mistakes: &Mistakes) -> Config {
 /// What was written, or what is meant where nothing was.
 pub(super) fn value_or<T>(written: Setting<T>, default: T) -> T {
     written.map_or(default, |written| written.value)
+}
+
+fn proxies(written: WrittenProxies) -> Proxies {
+    let WrittenProxies { http, https, no_proxy } = written;
+    Proxies {
+        http: http.map(|http| http.value),
+        https: https.map(|https| https.value),
+        no_proxy: value_or(no_proxy, String::new()),
+    }
+}
+
+/// Docker's files, which can be read now. What is in them is the business of who uses them, but JSON it is.
+fn docker_config(written: Setting<Vec<Located<PathBuf>>>, mistakes: &Mistakes) -> Vec<PathBuf> {
+    let mean = |Located { value: path, place }: Located<PathBuf>| {
+        match files::read(&path, DOCKER_CONFIG_BYTES_MAX) {
+            Ok(bytes) if serde_json::from_slice::<serde::de::IgnoredAny>(&bytes).is_ok() => {}
+            Ok(_) => mistakes.report(place, format!("{}: is not JSON", path.display())),
+            Err(error) => mistakes.report(place, error.to_string()),
+        }
+        path
+    };
+    written.into_iter().flat_map(|list| list.value).map(mean).collect()
 }
 
 /// A number of things. (`u32` fits `usize` wherever this runs.)

@@ -5,17 +5,16 @@ use std::path::PathBuf;
 
 use super::meaning::{count, value_or};
 use super::mistake::{Located, Mistakes, Place, quoted};
-use super::upstream::{Credential, TagGlobs, Upstream, UpstreamName};
-use super::written::{self, Setting, WrittenCredential, WrittenUpstream};
-use super::{Tags, builtin};
+use super::policy::NameGlobs;
+use super::upstream::{TagGlobs, Upstream, UpstreamName};
+use super::written::{Setting, WrittenPolicy, WrittenUpstream};
+use super::{Tags, builtin, certificate, credential, endpoint};
 use crate::files;
-use crate::oci::RepositoryName;
-use crate::secret::Secret;
 
-/// The longest password file that is read.
-const PASSWORD_FILE_BYTES_MAX: u64 = 64 << 10;
 /// The longest file of certificates that is read.
 const CA_FILE_BYTES_MAX: u64 = 4 << 20;
+/// The longest list of denied digests that is read.
+pub const DENIED_BYTES_MAX: u64 = 4 << 20;
 
 /// Who has a name, and where that was written, if it was.
 type Claims = BTreeMap<String, (UpstreamName, Option<Place>)>;
@@ -83,10 +82,10 @@ fn claim(upstream: &mut Upstream, aliases: Vec<Located<String>>, claims: &mut Cl
 /// Lays over an upstream what only one with a name of its own may have, all but its aliases.
 fn apply_to_one(upstream: &mut Upstream, written: &mut WrittenUpstream, mistakes: &Mistakes) {
     if let Some(endpoints) = written.endpoints.take() {
-        upstream.endpoints = unique(endpoints, "an upstream needs at least one endpoint", mistakes);
+        upstream.endpoints = endpoint::mean(upstream.name.as_str(), endpoints, mistakes);
     }
     let credentials = written.credentials.take().into_iter().flat_map(|list| list.value);
-    upstream.credentials = mean_credentials(upstream.name.as_str(), credentials, mistakes);
+    upstream.credentials = credential::mean(upstream.name.as_str(), credentials, mistakes);
     upstream.insecure_skip_verify = value_or(written.insecure_skip_verify.take(), upstream.insecure_skip_verify);
 }
 
@@ -101,6 +100,7 @@ fn apply(upstream: &mut Upstream, written: WrittenUpstream, mistakes: &Mistakes)
         }
     }
     upstream.share_private = value_or(written.share_private, upstream.share_private);
+    apply_policy(upstream, written.policy, mistakes);
     upstream.ca_file = ca_file(written.ca_file, mistakes);
     upstream.connect_timeout = value_or(written.connect_timeout, upstream.connect_timeout);
     upstream.header_timeout = value_or(written.header_timeout, upstream.header_timeout);
@@ -111,6 +111,28 @@ fn apply(upstream: &mut Upstream, written: WrittenUpstream, mistakes: &Mistakes)
     if let Some(hosts) = written.redirect_hosts {
         upstream.redirect_hosts = hosts.value.into_iter().map(|host| host.value).collect();
     }
+}
+
+fn apply_policy(upstream: &mut Upstream, written: WrittenPolicy, mistakes: &Mistakes) {
+    let globs = |written: Setting<Vec<Located<String>>>| {
+        let Located { value, place } = written?;
+        let globs = NameGlobs::new(value.into_iter().map(|glob| glob.value).collect());
+        globs.map_err(|problem| mistakes.report(place, problem)).ok()
+    };
+    upstream.allow = globs(written.allow);
+    upstream.deny = globs(written.deny).unwrap_or_else(NameGlobs::none);
+    upstream.deny_digests_file = endpoint::readable(written.deny_digests_file, DENIED_BYTES_MAX, mistakes);
+    upstream.deleted_tags = value_or(written.deleted_tags, upstream.deleted_tags);
+    let platforms = written.prefetch.into_iter().flat_map(|list| list.value);
+    upstream.prefetch = platforms.map(|platform| platform.value).collect();
+    if let Some(Located { value, place }) = &written.client_cert
+        && value.len() > 1
+    {
+        mistakes.report(place.clone(), "an upstream is shown one certificate");
+    }
+    upstream.client_cert = certificate::mean(written.client_cert, mistakes).into_iter().next();
+    upstream.proxy = value_or(written.proxy, upstream.proxy.clone());
+    upstream.max_bandwidth = written.max_bandwidth.map(|bandwidth| bandwidth.value);
 }
 
 /// Nothing of a pattern may lead elsewhere than to the registry that was named, or give it anything of ours.
@@ -132,26 +154,6 @@ fn report_on_pattern(written: &WrittenUpstream, mistakes: &Mistakes) {
     }
 }
 
-/// The members of a list in which each may occur once.
-fn unique<T: PartialEq + std::fmt::Display>(
-    list: Located<Vec<Located<T>>>,
-    empty: &str,
-    mistakes: &Mistakes,
-) -> Vec<T> {
-    if list.value.is_empty() {
-        mistakes.report(list.place, empty);
-    }
-    let mut members: Vec<T> = Vec::new();
-    for Located { value, place } in list.value {
-        if members.contains(&value) {
-            mistakes.report(place, format!("{} is listed twice", quoted(&value.to_string())));
-        } else {
-            members.push(value);
-        }
-    }
-    members
-}
-
 /// A file of certificates that can be read now. What is in it is the business of who uses it.
 fn ca_file(written: Setting<PathBuf>, mistakes: &Mistakes) -> Option<PathBuf> {
     let Located { value: path, place } = written?;
@@ -161,75 +163,4 @@ fn ca_file(written: Setting<PathBuf>, mistakes: &Mistakes) -> Option<PathBuf> {
         Err(error) => mistakes.report(place, error.to_string()),
     }
     Some(path)
-}
-
-fn mean_credentials(
-    registry: &str,
-    written: impl Iterator<Item = WrittenCredential>,
-    mistakes: &Mistakes,
-) -> Vec<Credential> {
-    let mut credentials: Vec<Credential> = Vec::new();
-    for credential in written {
-        let place = credential.place.clone();
-        let Some(credential) = mean_credential(registry, credential, mistakes) else { continue };
-        if credentials.iter().any(|other| other.scope == credential.scope) {
-            mistakes.report(place, format!("there are two credentials for {}", quoted(&credential.scope)));
-        } else {
-            credentials.push(credential);
-        }
-    }
-    credentials
-}
-
-fn mean_credential(registry: &str, written: WrittenCredential, mistakes: &Mistakes) -> Option<Credential> {
-    let WrittenCredential { place, scope, username, password, password_file, refused } = written;
-    let scope = match scope {
-        None => registry.to_owned(),
-        Some(scope) => mean_scope(registry, scope, mistakes)?,
-    };
-    if refused {
-        return None;
-    }
-    let lacks = |part: &str| mistakes.report(place.clone(), format!("this credential lacks a {part}"));
-    let user = username.map(|username| username.value);
-    if user.is_none() {
-        lacks("username");
-    }
-    let (password, password_file) = match (password, password_file) {
-        (Some(password), None) => (Some(password.value), None),
-        (None, Some(file)) => (read_password(&file, mistakes), Some(file.value)),
-        (Some(_), Some(file)) => {
-            mistakes.report(file.place, "this credential has a password already: keep one of the two");
-            (None, None)
-        }
-        (None, None) => {
-            lacks("password or password_file");
-            (None, None)
-        }
-    };
-    Some(Credential { scope, username: user?, password: password?, password_file })
-}
-
-/// A scope that lies in the upstream it is written for, so that no credential can reach another.
-fn mean_scope(registry: &str, scope: Located<String>, mistakes: &Mistakes) -> Option<String> {
-    let Located { value: scope, place } = scope;
-    let inside = scope.strip_prefix(registry).is_some_and(|rest| {
-        rest.is_empty() || rest.strip_prefix('/').is_some_and(|path| path.parse::<RepositoryName>().is_ok())
-    });
-    if inside {
-        return Some(scope);
-    }
-    mistakes
-        .report(place, format!("{} is not {registry:?} or a part of it, such as \"{registry}/team\"", quoted(&scope)));
-    None
-}
-
-/// The password in a file, without the line break that editors leave at its end.
-fn read_password(file: &Located<PathBuf>, mistakes: &Mistakes) -> Option<Secret> {
-    let report = |problem: String| mistakes.report(file.place.clone(), problem);
-    let text =
-        files::read_text(&file.value, PASSWORD_FILE_BYTES_MAX).map_err(|error| report(error.to_string())).ok()?;
-    written::secret(text.trim_end_matches(['\r', '\n']))
-        .map_err(|problem| report(format!("{}: {problem}", file.value.display())))
-        .ok()
 }

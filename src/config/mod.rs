@@ -9,10 +9,13 @@ mod access;
 mod builtin;
 pub mod capacity;
 mod certificate;
+mod credential;
+mod endpoint;
 mod load;
 mod meaning;
 mod merge;
 mod mistake;
+pub mod policy;
 mod reader;
 mod schema;
 mod show;
@@ -30,13 +33,18 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::oci::RegistryName;
+use crate::secret::Secret;
 
 pub use access::{Access, Reader, RepositoryGlobs, Rule};
 pub use capacity::{Capacity, FileSystemFacts, Floor, MinFree};
 pub use certificate::Certificate;
+pub use credential::{Credential, Login};
+pub use endpoint::Endpoint;
 pub use load::{Env, Flags, ProcessEnv, load, load_text};
+pub use merge::DENIED_BYTES_MAX;
 pub use mistake::{ConfigErrors, EXIT_CONFIG, Mistake, Place, Position, Source};
-pub use upstream::{Credential, TagGlobs, Upstream, UpstreamName};
+pub use policy::{DeletedTags, NameGlobs, PlatformName};
+pub use upstream::{Proxy, TagGlobs, Upstream, UpstreamName};
 pub use users::{Token, TokenSecret, Users};
 
 /// The configuration as meant: complete, checked, with nothing left to look up.
@@ -58,8 +66,23 @@ pub struct Config {
     pub upstreams: Vec<Upstream>,
     /// Who may read; `None` where that was not written.
     pub access: Option<Access>,
+    /// Docker's files of credentials, for all upstreams that are no patterns.
+    pub docker_config: Vec<PathBuf>,
+    /// The proxies that the environment names.
+    pub proxies: Proxies,
     /// The log.
     pub log: Log,
+}
+
+/// The proxies that the environment names. Their addresses may hold passwords.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Proxies {
+    /// For `http` addresses.
+    pub http: Option<Secret>,
+    /// For `https` addresses.
+    pub https: Option<Secret>,
+    /// Hosts that are reached directly.
+    pub no_proxy: String,
 }
 
 /// `[server]`: the registry that clients see.
@@ -114,6 +137,8 @@ pub struct Fill {
     pub unverified_ranges: UnverifiedRanges,
     /// From which share of a blob on, in percent, all of it is fetched although only parts were wanted.
     pub complete_from_percent: u8,
+    /// How many bytes of blobs may come from all upstreams together in a second.
+    pub max_bandwidth: Option<u64>,
 }
 
 /// What happens to a range that could be answered before its blob is verified.
@@ -182,6 +207,8 @@ impl Default for Config {
             upstreams: builtin::upstreams(&tags),
             tags,
             access: None,
+            docker_config: Vec::new(),
+            proxies: Proxies::default(),
             log: Log { format: LogFormat::Text, level: "info".to_owned() },
         }
     }
@@ -249,6 +276,7 @@ impl Default for Fill {
             parallel_above_bytes: 32 << 20,
             unverified_ranges: UnverifiedRanges::Send,
             complete_from_percent: 25,
+            max_bandwidth: None,
         }
     }
 }

@@ -22,6 +22,7 @@ pub(super) struct Document<'a> {
 pub(super) struct Section<'a> {
     document: &'a Document<'a>,
     table: &'a DeTable<'a>,
+    place: Place,
     key: String,
     schema: Schema,
     /// Which keys the code asked for, so that code and schema cannot come apart unnoticed.
@@ -65,7 +66,7 @@ fn type_of(value: &DeValue<'_>) -> &'static str {
 impl<'a> Document<'a> {
     /// The top of the file.
     pub(super) fn root(&'a self, table: &'a DeTable<'a>) -> Section<'a> {
-        Section::open(self, table, String::new(), schema::ROOT)
+        Section::open(self, table, self.place(0, String::new()), schema::ROOT)
     }
 
     /// The place of what starts at a byte offset.
@@ -83,7 +84,8 @@ impl<'a> Document<'a> {
 // === impl Section ===
 
 impl<'a> Section<'a> {
-    fn open(document: &'a Document<'a>, table: &'a DeTable<'a>, key: String, schema: Schema) -> Self {
+    fn open(document: &'a Document<'a>, table: &'a DeTable<'a>, place: Place, schema: Schema) -> Self {
+        let key = place.key.clone();
         for name in table.keys() {
             let text = name.get_ref().as_ref();
             if schema.has(text) {
@@ -92,7 +94,7 @@ impl<'a> Section<'a> {
             let place = document.place(name.span().start, join(&key, text));
             document.mistakes.suggest(place, "unknown key", suggestion(text, schema));
         }
-        Self { document, table, key, schema, asked: Vec::new() }
+        Self { document, table, place, key, schema, asked: Vec::new() }
     }
 
     /// Whether it has keys that nobody knows, which then may be what others are missed for.
@@ -108,6 +110,11 @@ impl<'a> Section<'a> {
         let (_, value) = self.table.iter().find(|(key, _)| key.get_ref() == name)?;
         let expects = key.map_or("", |key| key.expects);
         Some(Entry::new(self.document, value, join(&self.key, name), expects))
+    }
+
+    /// Says that something is wrong with the section as a whole.
+    pub(super) fn report(&self, problem: &str) {
+        self.document.mistakes.report(self.place.clone(), problem);
     }
 
     /// Ends the section. In debug builds, panics if the schema has a key that the code never asked for.
@@ -148,6 +155,10 @@ impl<'a> Entry<'a> {
 
     fn located<T>(self, value: T) -> Located<T> {
         Located { value, place: self.place }
+    }
+
+    pub(super) fn is_table(&self) -> bool {
+        matches!(self.value, DeValue::Table(_))
     }
 
     /// A text.
@@ -220,7 +231,7 @@ impl<'a> Entry<'a> {
     /// A table with known keys.
     pub(super) fn section(self, schema: Schema) -> Option<Section<'a>> {
         match self.value {
-            DeValue::Table(table) => Some(Section::open(self.document, table, self.place.key, schema)),
+            DeValue::Table(table) => Some(Section::open(self.document, table, self.place, schema)),
             _ => self.wrong_type(),
         }
     }

@@ -40,6 +40,9 @@ const CAPACITY: &str = "a size such as \"50GiB\" or \"12345B\", or a share such 
 const TLS: &str = "a list of tables such as [{ cert = \"…\", key = \"…\" }], or one such table";
 const STALE: &str = "\"forever\", \"never\" or a duration such as \"12h\"";
 
+const BANDWIDTH: &str = "so much a second, such as \"100MiB\"";
+const REPOSITORIES: &str = "a list of globs over repositories such as [\"library/*\", \"acme/**\"]";
+
 /// The top of the file.
 pub(super) const ROOT: Schema = Schema {
     path: "",
@@ -52,6 +55,7 @@ pub(super) const ROOT: Schema = Schema {
         key("tags", TABLE),
         key("access", TABLE),
         key("log", TABLE),
+        key("credentials", TABLE),
         key("upstreams", "a table of upstreams"),
     ],
 };
@@ -96,6 +100,7 @@ pub(super) const FILL: Schema = Schema {
         key("parallel_above", "a size such as \"32MiB\""),
         key("unverified_ranges", "\"send\" or \"wait\""),
         key("complete_from", "a share such as \"25%\""),
+        key("max_bandwidth", BANDWIDTH),
     ],
 };
 
@@ -136,11 +141,23 @@ pub(super) const LOG: Schema = Schema {
     keys: &[key("format", "\"text\" or \"json\""), key("level", "a level such as \"info\", or \"info,hyper=warn\"")],
 };
 
+/// `[credentials]`
+pub(super) const CREDENTIALS: Schema =
+    Schema { path: "credentials", keys: &[key("docker_config", "a list of paths such as [\"/secrets/config.json\"]")] };
+
 /// `[upstreams."NAME"]`
 pub(super) const UPSTREAM: Schema = Schema {
     path: "upstreams.NAME",
     keys: &[
         key("endpoints", "a list of addresses such as [\"https://registry.corp\"]"),
+        key("allow", REPOSITORIES),
+        key("deny", REPOSITORIES),
+        key("deny_digests_file", PATH),
+        key("deleted_tags", "\"keep\", \"forget\" or a duration such as \"30d\""),
+        key("prefetch", "a list of platforms such as [\"linux/amd64\"]"),
+        key("client_cert", "a table such as { cert = \"…\", key = \"…\" }"),
+        key("proxy", "an address such as \"http://proxy.corp:3128\", \"environment\" or \"none\""),
+        key("max_bandwidth", BANDWIDTH),
         key("aliases", "a list of names such as [\"hub\", \"mirror/hub\"]"),
         key("tag_ttl", DURATION),
         key("stale_if_error", STALE),
@@ -160,9 +177,42 @@ pub(super) const UPSTREAM: Schema = Schema {
 /// An entry of `credentials`.
 pub(super) const CREDENTIAL: Schema = Schema {
     path: "upstreams.NAME.credentials",
-    keys: &[key("scope", TEXT), key("username", TEXT), key("password", TEXT), key("password_file", PATH)],
+    keys: &[
+        key("scope", TEXT),
+        key("username", TEXT),
+        key("password", TEXT),
+        key("password_file", PATH),
+        key("helper", TEXT),
+    ],
+};
+
+/// An entry of `endpoints` that is a table.
+pub(super) const ENDPOINT: Schema = Schema {
+    path: "upstreams.NAME.endpoints",
+    keys: &[
+        key("url", TEXT),
+        key("mirror", YES_NO),
+        key("repository_prefix", TEXT),
+        key("username", TEXT),
+        key("password", TEXT),
+        key("password_file", PATH),
+    ],
 };
 
 /// All of them, to find the section that a misplaced key belongs to, and for the test of the full example.
-pub(super) const ALL: [Schema; 12] =
-    [ROOT, SERVER, CERTIFICATE, ADMIN, STORAGE, FILL, TAGS, ACCESS, RULE, LOG, UPSTREAM, CREDENTIAL];
+pub(super) const ALL: [Schema; 14] = [
+    ROOT,
+    SERVER,
+    CERTIFICATE,
+    ADMIN,
+    STORAGE,
+    FILL,
+    TAGS,
+    ACCESS,
+    RULE,
+    LOG,
+    UPSTREAM,
+    CREDENTIAL,
+    CREDENTIALS,
+    ENDPOINT,
+];

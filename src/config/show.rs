@@ -6,10 +6,10 @@ use std::path::Path;
 
 use super::values::{bytes_text, duration_text};
 use super::{
-    Access, Capacity, Certificate, Config, Credential, LogFormat, Reader, Rule, StaleIfError, Tags, UnverifiedRanges,
-    Upstream, Users,
+    Access, Capacity, Certificate, Config, Credential, DeletedTags, Endpoint, LogFormat, Login, Proxies, Proxy, Reader,
+    Rule, StaleIfError, Tags, UnverifiedRanges, Upstream, Users,
 };
-use crate::secret::REDACTED;
+use crate::secret::{REDACTED, Secret};
 
 /// A configuration on its way to paper. Upstreams show where they are and how long tags last, else only what is unusual.
 struct Shown<'a>(&'a Config);
@@ -25,7 +25,8 @@ impl Config {
 
 impl Display for Shown<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Config { offline, server, admin, storage, fill, tags, upstreams, access, log } = self.0;
+        let Config { offline, server, admin, storage, fill, tags, upstreams, docker_config, proxies, access, log } =
+            self.0;
         writeln!(f, "offline = {offline}")?;
         writeln!(f, "\n[server]\nlisten = {}", addresses(&server.listen))?;
         let default_upstream = server.default_upstream.as_ref().map_or("", |name| name.as_str());
@@ -57,6 +58,7 @@ impl Display for Shown<'_> {
         writeln!(f, "parallel_above = {}", text(&bytes_text(fill.parallel_above_bytes)))?;
         writeln!(f, "unverified_ranges = {}", text(unverified_ranges))?;
         writeln!(f, "complete_from = \"{}%\"", fill.complete_from_percent)?;
+        show_bandwidth(f, fill.max_bandwidth)?;
         writeln!(f, "\n[tags]\nttl = {}", text(&duration_text(tags.ttl)))?;
         writeln!(f, "stale_if_error = {}", text(&stale(tags.stale_if_error)))?;
         writeln!(f, "list_ttl = {}", text(&duration_text(tags.list_ttl)))?;
@@ -68,6 +70,10 @@ impl Display for Shown<'_> {
             LogFormat::Text => "text",
             LogFormat::Json => "json",
         };
+        if !docker_config.is_empty() {
+            writeln!(f, "\n[credentials]\ndocker_config = {}", list(docker_config.iter().map(|path| path.display())))?;
+        }
+        show_proxies(f, proxies)?;
         writeln!(f, "\n[log]\nformat = {}\nlevel = {}", text(format), text(&log.level))?;
         upstreams.iter().try_for_each(|upstream| show_upstream(f, upstream, tags))
     }
@@ -107,7 +113,7 @@ fn show_upstream(f: &mut fmt::Formatter<'_>, upstream: &Upstream, tags: &Tags) -
     let default = Upstream::new(upstream.name.clone(), tags);
     writeln!(f, "\n[upstreams.{}]", text(upstream.name.as_str()))?;
     if upstream.name.exact().is_some() {
-        writeln!(f, "endpoints = {}", list(upstream.endpoints.iter().map(|url| url.origin().ascii_serialization())))?;
+        writeln!(f, "endpoints = {}", endpoints(&upstream.endpoints))?;
         writeln!(f, "aliases = {}", list(&upstream.aliases))?;
     }
     writeln!(f, "tag_ttl = {}", text(&duration_text(upstream.tag_ttl)))?;
@@ -119,6 +125,7 @@ fn show_upstream(f: &mut fmt::Formatter<'_>, upstream: &Upstream, tags: &Tags) -
         let credentials: Vec<String> = upstream.credentials.iter().map(credential).collect();
         writeln!(f, "credentials = [{}]", credentials.join(", "))?;
     }
+    show_policy(f, upstream, &default)?;
     if upstream.share_private {
         writeln!(f, "share_private = true")?;
     }
@@ -146,12 +153,91 @@ fn show_upstream(f: &mut fmt::Formatter<'_>, upstream: &Upstream, tags: &Tags) -
     Ok(())
 }
 
-fn credential(credential: &Credential) -> String {
-    let password = match &credential.password_file {
-        Some(file) => format!("password_file = {}", path(file)),
-        None => format!("password = {}", text(REDACTED)),
+fn show_policy(f: &mut fmt::Formatter<'_>, upstream: &Upstream, default: &Upstream) -> fmt::Result {
+    if let Some(allow) = &upstream.allow {
+        writeln!(f, "allow = {}", list(allow.as_slice()))?;
+    }
+    if upstream.deny != default.deny {
+        writeln!(f, "deny = {}", list(upstream.deny.as_slice()))?;
+    }
+    if let Some(file) = &upstream.deny_digests_file {
+        writeln!(f, "deny_digests_file = {}", path(file))?;
+    }
+    if upstream.deleted_tags != default.deleted_tags {
+        let kept = match upstream.deleted_tags {
+            DeletedTags::Keep => "keep".to_owned(),
+            DeletedTags::Forget => "forget".to_owned(),
+            DeletedTags::For(duration) => duration_text(duration),
+        };
+        writeln!(f, "deleted_tags = {}", text(&kept))?;
+    }
+    if !upstream.prefetch.is_empty() {
+        writeln!(f, "prefetch = {}", list(&upstream.prefetch))?;
+    }
+    if let Some(Certificate { cert, key }) = &upstream.client_cert {
+        writeln!(f, "client_cert = {{ cert = {}, key = {} }}", path(cert), path(key))?;
+    }
+    match &upstream.proxy {
+        Proxy::Environment => {}
+        Proxy::Direct => writeln!(f, "proxy = \"none\"")?,
+        Proxy::Through(address) => writeln!(f, "proxy = {}", text(&without_user(address)))?,
+    }
+    show_bandwidth(f, upstream.max_bandwidth)
+}
+
+fn show_bandwidth(f: &mut fmt::Formatter<'_>, bandwidth: Option<u64>) -> fmt::Result {
+    bandwidth.map_or(Ok(()), |bytes| writeln!(f, "max_bandwidth = {}", text(&bytes_text(bytes))))
+}
+
+fn show_proxies(f: &mut fmt::Formatter<'_>, proxies: &Proxies) -> fmt::Result {
+    for (address, scheme) in [(&proxies.http, "http"), (&proxies.https, "https")] {
+        if let Some(address) = address {
+            writeln!(f, "# {scheme} by the environment through {}", without_user(address))?;
+        }
+    }
+    Ok(())
+}
+
+/// A proxy's address, without the user name and password that it may hold.
+fn without_user(address: &Secret) -> String {
+    let Ok(mut url) = url::Url::parse(address.expose()) else { return REDACTED.to_owned() };
+    // These can't fail: a proxy has a host.
+    let _ = url.set_username("");
+    let _ = url.set_password(None);
+    url.origin().ascii_serialization()
+}
+
+fn endpoints(endpoints: &[Endpoint]) -> String {
+    let endpoint = |endpoint: &Endpoint| {
+        let url = text(&endpoint.url.origin().ascii_serialization());
+        if *endpoint == Endpoint::at(endpoint.url.clone()) {
+            return url;
+        }
+        let mut parts = vec![format!("url = {url}")];
+        parts.extend(endpoint.mirror.then(|| "mirror = true".to_owned()));
+        let prefix = endpoint.repository_prefix.as_ref();
+        parts.extend(prefix.map(|prefix| format!("repository_prefix = {}", text(prefix.as_str()))));
+        parts.extend(endpoint.credential.as_ref().map(login));
+        format!("{{ {} }}", parts.join(", "))
     };
-    format!("{{ scope = {}, username = {}, {password} }}", text(&credential.scope), text(&credential.username))
+    let shown: Vec<String> = endpoints.iter().map(endpoint).collect();
+    format!("[{}]", shown.join(", "))
+}
+
+fn credential(credential: &Credential) -> String {
+    format!("{{ scope = {}, {} }}", text(&credential.scope), login(credential))
+}
+
+fn login(credential: &Credential) -> String {
+    match &credential.login {
+        Login::Helper(helper) => format!("helper = {}", text(helper)),
+        Login::Password { username, password_file: Some(file), .. } => {
+            format!("username = {}, password_file = {}", text(username), path(file))
+        }
+        Login::Password { username, password_file: None, .. } => {
+            format!("username = {}, password = {}", text(username), text(REDACTED))
+        }
+    }
 }
 
 /// A text as TOML quotes it.

@@ -92,13 +92,34 @@ fn everything_that_can_be_written_is_meant() {
     assert_eq!(config.tags.stale_if_error, StaleIfError::Never);
     assert_eq!(config.log, Log { format: LogFormat::Json, level: "debug".to_owned() });
     let upstream = named(&config, "registry.corp:5000");
-    assert_eq!(upstream.endpoints, ["https://a.corp/".parse().unwrap(), "http://b.corp:5000/".parse().unwrap()]);
+    let [first, second, third] = &upstream.endpoints[..] else { panic!("{:?}", upstream.endpoints) };
+    assert_eq!(*first, Endpoint::at("https://a.corp/".parse().unwrap()));
+    assert_eq!((second.url.as_str(), second.mirror), ("http://b.corp:5000/", true));
+    assert!(second.credential.is_some());
+    assert_eq!(third.repository_prefix, Some("hub/proxy".parse().unwrap()));
     assert_eq!(upstream.aliases, ["corp", "mirror/corp"]);
     assert_eq!(upstream.tag_ttl, Duration::ZERO);
     assert_eq!(upstream.stale_if_error, StaleIfError::For(Duration::from_hours(12)));
     assert!(upstream.immutable_tags.matches(&"v1".parse().unwrap()));
-    let credentials: Vec<_> = upstream.credentials.iter().map(|c| (c.scope.as_str(), c.password.expose())).collect();
-    assert_eq!(credentials, [("registry.corp:5000", "p"), ("registry.corp:5000/team", "from-a-file")]);
+    let login = |credential: &Credential| match &credential.login {
+        Login::Password { password, .. } => password.expose().to_owned(),
+        Login::Helper(name) => format!("helper {name}"),
+    };
+    let credentials: Vec<_> = upstream.credentials.iter().map(|c| (c.scope.as_str(), login(c))).collect();
+    let expected = [
+        ("registry.corp:5000", "p"),
+        ("registry.corp:5000/team", "from-a-file"),
+        ("registry.corp:5000/aws", "helper ecr-login"),
+    ];
+    assert_eq!(credentials, expected.map(|(scope, login)| (scope, login.to_owned())));
+    assert_eq!(upstream.allow.as_ref().unwrap().as_slice(), ["team/**"]);
+    assert!(upstream.deny.matching(&"team/secret".parse().unwrap()).is_some());
+    assert_eq!(upstream.deleted_tags, DeletedTags::Keep);
+    assert_eq!(upstream.prefetch.len(), 2);
+    assert!(upstream.client_cert.is_some() && upstream.deny_digests_file.is_some());
+    assert_eq!(upstream.proxy, Proxy::Through(Secret::new("http://proxy.corp:3128/")));
+    assert_eq!((upstream.max_bandwidth, config.fill.max_bandwidth), (Some(10 << 20), Some(100 << 20)));
+    assert_eq!(config.docker_config, [folder.path().join("config.json")]);
     assert!(upstream.share_private && upstream.insecure_skip_verify && upstream.ca_file.is_some());
     assert_eq!(upstream.connect_timeout, Duration::from_secs(1));
     assert_eq!(upstream.header_timeout, Duration::from_mins(2));
@@ -108,7 +129,8 @@ fn everything_that_can_be_written_is_meant() {
 }
 
 fn write_certificates(folder: &Path) {
-    for name in ["a.crt", "a.key", "b.crt", "b.key", "tls.crt", "tls.key", "admin.crt", "admin.key"] {
+    for name in ["a.crt", "a.key", "b.crt", "b.key", "tls.crt", "tls.key", "admin.crt", "admin.key", "us.crt", "us.key"]
+    {
         std::fs::write(folder.join(name), "").unwrap();
     }
     let hash = "$2y$05$kmYUPTd1bN0vJm3sQ8dGfOq7s0m3Yq1m1uFQH5U7o1v1M0w8a9b2C";
@@ -116,6 +138,8 @@ fn write_certificates(folder: &Path) {
         std::fs::write(folder.join(format!("{name}.htpasswd")), format!("# who\nann:{hash}\n")).unwrap();
         std::fs::write(folder.join(format!("{name}.tokens")), "ci: 0123456789abcdef\n\n").unwrap();
     }
+    std::fs::write(folder.join("denied"), "").unwrap();
+    std::fs::write(folder.join("config.json"), "{}").unwrap();
 }
 
 const FULL_EXAMPLE: &str = r#"
@@ -138,11 +162,24 @@ access.rules = [
 ]
 admin.tls = { cert = "/secrets/a.crt", key = "/secrets/a.key" }
 storage = { path = "/data", capacity = "80%", min_free = "1GiB" }
-fill = { unverified_ranges = "wait", complete_from = "50%" }
+fill = { unverified_ranges = "wait", complete_from = "50%", max_bandwidth = "100MiB" }
+credentials.docker_config = ["/secrets/config.json"]
 tags.stale_if_error = "never"
 log = { format = "json", level = "debug" }
 [upstreams."registry.corp:5000"]
-endpoints = ["https://a.corp", "http://b.corp:5000/"]
+endpoints = [
+  "https://a.corp",
+  { url = "http://b.corp:5000/", mirror = true, username = "u", password = "p" },
+  { url = "https://harbor.corp", repository_prefix = "hub/proxy" },
+]
+allow = ["team/**"]
+deny = ["team/secret"]
+deny_digests_file = "/secrets/denied"
+deleted_tags = "keep"
+prefetch = ["linux/amd64", "linux/arm/v7"]
+client_cert = { cert = "/secrets/us.crt", key = "/secrets/us.key" }
+proxy = "proxy.corp:3128"
+max_bandwidth = "10MiB"
 aliases = ["corp", "mirror/corp"]
 tag_ttl = "0"
 stale_if_error = "12h"
@@ -150,6 +187,7 @@ immutable_tags = ["v*"]
 credentials = [
   { username = "u", password = "p" },
   { scope = "registry.corp:5000/team/", username = "t", password_file = "/secrets/team" },
+  { scope = "registry.corp:5000/aws", helper = "ecr-login" },
 ]
 share_private = true
 ca_file = "/secrets/ca.pem"
@@ -170,10 +208,13 @@ fn a_table_of_a_built_in_name_changes_it_and_another_adds_to_them() {
     assert_eq!(config.upstreams.len(), Config::default().upstreams.len() + 2);
     let hub = named(&config, "docker.io");
     assert_eq!(hub.aliases, ["index.docker.io", "registry-1.docker.io", "registry.hub.docker.com", "hub"]);
-    assert_eq!((hub.tag_ttl, hub.endpoints[0].as_str()), (Duration::from_hours(1), "https://registry-1.docker.io/"));
-    assert_eq!(named(&config, "quay.io").endpoints[0].as_str(), "http://127.0.0.1:1/");
+    assert_eq!(
+        (hub.tag_ttl, hub.endpoints[0].url.as_str()),
+        (Duration::from_hours(1), "https://registry-1.docker.io/")
+    );
+    assert_eq!(named(&config, "quay.io").endpoints[0].url.as_str(), "http://127.0.0.1:1/");
     assert_eq!(named(&config, "quay.io").tag_ttl, Duration::from_mins(5));
-    assert_eq!(named(&config, "new.corp").endpoints[0].as_str(), "https://new.corp/");
+    assert_eq!(named(&config, "new.corp").endpoints[0].url.as_str(), "https://new.corp/");
     assert_eq!(config.upstream(&"x.corp".parse().unwrap()).unwrap().name.as_str(), "*.corp");
     assert_eq!(config.upstream(&"new.corp".parse().unwrap()).unwrap().name.as_str(), "new.corp");
 }
@@ -692,7 +733,7 @@ fn the_full_example_is_right_with_all_its_examples_in_use() {
     std::fs::write(folder.path().join("corp-ca.pem"), "-----BEGIN CERTIFICATE-----\n").unwrap();
     let config = good(&uncommented().replace("/secrets", folder.path().to_str().unwrap()));
     assert_eq!(config.storage.capacity, Capacity::Bytes(50 << 30));
-    assert_eq!(named(&config, "registry.corp:5000").credentials.len(), 2);
+    assert_eq!(named(&config, "registry.corp:5000").credentials.len(), 3);
     assert_eq!(named(&config, "*.example.com").tag_ttl, Duration::from_hours(1));
 }
 

@@ -8,8 +8,11 @@ use std::time::Duration;
 use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
 use url::Url;
 
+use super::credential::Credential;
+use super::endpoint::Endpoint;
 use super::mistake::quoted;
-use super::{StaleIfError, Tags};
+use super::policy::{DeletedTags, NameGlobs, PlatformName};
+use super::{Certificate, StaleIfError, Tags};
 use crate::oci::{RegistryName, Tag};
 use crate::secret::Secret;
 
@@ -18,9 +21,9 @@ use crate::secret::Secret;
 pub struct Upstream {
     /// What clients call it.
     pub name: UpstreamName,
-    /// Where it is, tried in order; each is `http` or `https`, a host and maybe a port. Empty for a pattern, whose
-    /// registries are where their names say: use [`Upstream::endpoints_for`].
-    pub endpoints: Vec<Url>,
+    /// Where it is, tried in order. Empty for a pattern, whose registries are where their names say: use
+    /// [`Upstream::endpoints_for`].
+    pub endpoints: Vec<Endpoint>,
     /// Further names: registry names, or path prefixes of any depth (`mirror/hub`). Lower-case.
     pub aliases: Vec<String>,
     /// How long a tag is served without asking; zero asks always.
@@ -33,6 +36,22 @@ pub struct Upstream {
     pub credentials: Vec<Credential>,
     /// Whether what only our credentials open is served to everyone.
     pub share_private: bool,
+    /// The only repositories that are served; `None` for all.
+    pub allow: Option<NameGlobs>,
+    /// Repositories that are not served.
+    pub deny: NameGlobs,
+    /// A file of digests that are not served.
+    pub deny_digests_file: Option<PathBuf>,
+    /// What becomes of tags that upstream has deleted.
+    pub deleted_tags: DeletedTags,
+    /// Platforms whose content is fetched with the manifest that lists it.
+    pub prefetch: Vec<PlatformName>,
+    /// The certificate that we show.
+    pub client_cert: Option<Certificate>,
+    /// The way out.
+    pub proxy: Proxy,
+    /// How many bytes of blobs may come from it in a second.
+    pub max_bandwidth: Option<u64>,
     /// Certificates trusted beside the usual ones, as PEM.
     pub ca_file: Option<PathBuf>,
     /// Whether the certificate of an `https` endpoint is not looked at. Never for a pattern.
@@ -59,17 +78,15 @@ pub enum UpstreamName {
     Pattern(String),
 }
 
-/// Who we are, for a part of a registry.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Credential {
-    /// The registry, maybe with the first segments of repositories (`docker.io/acme`): the longest that fits is used.
-    pub scope: String,
-    /// The user.
-    pub username: String,
-    /// The password or token.
-    pub password: Secret,
-    /// The file it was read from, if it was.
-    pub password_file: Option<PathBuf>,
+/// How an upstream, and where it points, is reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Proxy {
+    /// As `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY` say.
+    Environment,
+    /// Without a proxy.
+    Direct,
+    /// Through this one, whose address may hold a password.
+    Through(Secret),
 }
 
 /// Globs over tags.
@@ -103,6 +120,14 @@ impl Upstream {
             immutable_tags: TagGlobs::none(),
             credentials: Vec::new(),
             share_private: false,
+            allow: None,
+            deny: NameGlobs::none(),
+            deny_digests_file: None,
+            deleted_tags: DeletedTags::For(Duration::from_hours(30 * 24)),
+            prefetch: Vec::new(),
+            client_cert: None,
+            proxy: Proxy::Environment,
+            max_bandwidth: None,
             ca_file: None,
             insecure_skip_verify: false,
             connect_timeout: Duration::from_secs(5),
@@ -115,7 +140,7 @@ impl Upstream {
 
     /// Where to ask for a registry that this upstream serves: its endpoints, or for a pattern the registry itself, by
     /// TLS. Empty if the name makes no address, which no valid name does.
-    pub fn endpoints_for(&self, registry: &RegistryName) -> Vec<Url> {
+    pub fn endpoints_for(&self, registry: &RegistryName) -> Vec<Endpoint> {
         match self.name {
             UpstreamName::Exact(_) => self.endpoints.clone(),
             UpstreamName::Pattern(_) => https(registry).into_iter().collect(),
@@ -123,8 +148,8 @@ impl Upstream {
     }
 }
 
-fn https(registry: &RegistryName) -> Option<Url> {
-    Url::parse(&format!("https://{registry}")).ok()
+fn https(registry: &RegistryName) -> Option<Endpoint> {
+    Url::parse(&format!("https://{registry}")).ok().map(Endpoint::at)
 }
 
 // === impl UpstreamName ===
@@ -283,9 +308,12 @@ mod tests {
     fn a_pattern_is_dialled_at_the_name_by_tls() {
         let tags = Tags::default();
         let pattern = Upstream::new("*.corp".parse().unwrap(), &tags);
-        assert_eq!(pattern.endpoints_for(&registry("a.corp")), ["https://a.corp/".parse().unwrap()]);
+        assert_eq!(pattern.endpoints_for(&registry("a.corp")), [Endpoint::at("https://a.corp/".parse().unwrap())]);
         let exact = Upstream::new("b.corp:5000".parse().unwrap(), &tags);
-        assert_eq!(exact.endpoints_for(&registry("b.corp:5000")), ["https://b.corp:5000/".parse().unwrap()]);
+        assert_eq!(
+            exact.endpoints_for(&registry("b.corp:5000")),
+            [Endpoint::at("https://b.corp:5000/".parse().unwrap())]
+        );
     }
 
     #[test]

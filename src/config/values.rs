@@ -7,6 +7,7 @@ use std::time::Duration;
 use url::Url;
 
 use super::mistake::{most_like, quoted};
+use crate::secret::Secret;
 
 /// Units of time, and how many milliseconds each is. Ascending.
 const TIME_UNITS: [(&str, u64); 6] =
@@ -131,6 +132,27 @@ pub(super) fn socket_address(text: &str) -> Result<SocketAddr, String> {
 }
 
 /// The address of a registry: `http://` or `https://`, a host, maybe a port. The error never repeats a password.
+/// Bytes a second. Less than a mebibyte would look like a connection that has died.
+pub(super) fn bandwidth(text: &str) -> Result<u64, String> {
+    let bytes = bytes(text)?;
+    if bytes < 1 << 20 {
+        return Err(format!("{} is less than \"1MiB\" a second", quoted(text)));
+    }
+    Ok(bytes)
+}
+
+/// The address of a proxy, `http://proxy.corp:3128`, maybe with `user:password@`; without a scheme it is `http`. The error
+/// repeats nothing of it, for it may hold a password.
+pub(super) fn proxy(text: &str) -> Result<Secret, String> {
+    let text = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
+    let url = Url::parse(&text).map_err(|error| format!("the address of the proxy can't be read: {error}"))?;
+    if !matches!(url.scheme(), "http" | "https") {
+        return Err(format!("a proxy is reached by http:// or https://, not by {}://", url.scheme()));
+    }
+    Ok(Secret::new(url.as_str()))
+}
+
+/// An address, as endpoints are.
 pub(super) fn endpoint(text: &str) -> Result<Url, String> {
     // Whatever has an @ may carry a password, so that nothing of it is repeated.
     if text.contains('@') {

@@ -5,14 +5,15 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use url::Url;
-
 use super::access::WrittenAccess;
 use super::certificate::{self, WrittenCertificate};
-use super::mistake::{Located, Place, quoted};
+use super::credential::WrittenCredential;
+use super::endpoint::{self, WrittenEndpoint};
+use super::mistake::{Located, quoted};
+use super::policy::{DeletedTags, NameGlobs, PlatformName};
 use super::reader::{Entry, Section};
 use super::upstream::{TagGlobs, UpstreamName};
-use super::{Capacity, LogFormat, MinFree, StaleIfError, UnverifiedRanges, schema, values};
+use super::{Capacity, LogFormat, MinFree, Proxy, StaleIfError, UnverifiedRanges, schema, values};
 use crate::oci::{RegistryName, RepositoryName};
 use crate::secret::Secret;
 
@@ -42,6 +43,9 @@ pub(super) struct Written {
     pub(super) parallel_above: Setting<u64>,
     pub(super) unverified_ranges: Setting<UnverifiedRanges>,
     pub(super) complete_from: Setting<u8>,
+    pub(super) max_bandwidth: Setting<u64>,
+    pub(super) docker_config: Setting<Vec<Located<PathBuf>>>,
+    pub(super) proxies: WrittenProxies,
     pub(super) tag_ttl: Setting<Duration>,
     pub(super) stale_if_error: Setting<StaleIfError>,
     pub(super) list_ttl: Setting<Duration>,
@@ -51,17 +55,26 @@ pub(super) struct Written {
     pub(super) upstreams: Vec<WrittenUpstream>,
 }
 
+/// The proxies that the environment names.
+#[derive(Debug, Default)]
+pub(super) struct WrittenProxies {
+    pub(super) http: Setting<Secret>,
+    pub(super) https: Setting<Secret>,
+    pub(super) no_proxy: Setting<String>,
+}
+
 /// An `[upstreams."NAME"]`.
 #[derive(Debug)]
 pub(super) struct WrittenUpstream {
     pub(super) name: Located<UpstreamName>,
-    pub(super) endpoints: Setting<Vec<Located<Url>>>,
+    pub(super) endpoints: Setting<Vec<WrittenEndpoint>>,
     pub(super) aliases: Setting<Vec<Located<String>>>,
     pub(super) tag_ttl: Setting<Duration>,
     pub(super) stale_if_error: Setting<StaleIfError>,
     pub(super) immutable_tags: Setting<Vec<Located<String>>>,
     pub(super) credentials: Setting<Vec<WrittenCredential>>,
     pub(super) share_private: Setting<bool>,
+    pub(super) policy: WrittenPolicy,
     pub(super) ca_file: Setting<PathBuf>,
     pub(super) insecure_skip_verify: Setting<bool>,
     pub(super) connect_timeout: Setting<Duration>,
@@ -71,16 +84,17 @@ pub(super) struct WrittenUpstream {
     pub(super) redirect_hosts: Setting<Vec<Located<String>>>,
 }
 
-/// An entry of `credentials`.
+/// What an upstream's content is allowed to be, and the way to it.
 #[derive(Debug)]
-pub(super) struct WrittenCredential {
-    pub(super) place: Place,
-    pub(super) scope: Setting<String>,
-    pub(super) username: Setting<String>,
-    pub(super) password: Setting<Secret>,
-    pub(super) password_file: Setting<PathBuf>,
-    /// Whether a part was written but refused or misspelt, so that its absence is no mistake of its own.
-    pub(super) refused: bool,
+pub(super) struct WrittenPolicy {
+    pub(super) allow: Setting<Vec<Located<String>>>,
+    pub(super) deny: Setting<Vec<Located<String>>>,
+    pub(super) deny_digests_file: Setting<PathBuf>,
+    pub(super) deleted_tags: Setting<DeletedTags>,
+    pub(super) prefetch: Setting<Vec<Located<PlatformName>>>,
+    pub(super) client_cert: Setting<Vec<WrittenCertificate>>,
+    pub(super) proxy: Setting<Proxy>,
+    pub(super) max_bandwidth: Setting<u64>,
 }
 
 /// How long something may be believed. Longer is a slip: what never moves belongs in `immutable_tags`.
@@ -121,7 +135,12 @@ impl Written {
             written.parallel_above = fill.take("parallel_above").and_then(|entry| entry.parse(values::bytes));
             written.unverified_ranges = fill.take("unverified_ranges").and_then(|entry| entry.parse(unverified_ranges));
             written.complete_from = fill.take("complete_from").and_then(|entry| entry.parse(complete_from));
+            written.max_bandwidth = fill.take("max_bandwidth").and_then(|entry| entry.parse(values::bandwidth));
             fill.finish();
+        }
+        if let Some(mut section) = root.take("credentials").and_then(|entry| entry.section(schema::CREDENTIALS)) {
+            written.docker_config = section.take("docker_config").and_then(|entry| many(entry, path_text));
+            section.finish();
         }
         if let Some(section) = root.take("tags").and_then(|entry| entry.section(schema::TAGS)) {
             written.read_tags(section);
@@ -170,7 +189,7 @@ impl WrittenUpstream {
         let name = entry.check(name, str::parse);
         let mut section = entry.section(schema::UPSTREAM)?;
         let mut take = |key| section.take(key);
-        let endpoints = take("endpoints").and_then(|entry| many(entry, values::endpoint));
+        let endpoints = take("endpoints").and_then(endpoint::read);
         let aliases = take("aliases").and_then(|entry| many(entry, alias));
         let tag_ttl = take("tag_ttl").and_then(|entry| duration(entry, &TTL));
         let stale_if_error = take("stale_if_error").and_then(|entry| entry.parse(stale_if_error));
@@ -184,6 +203,7 @@ impl WrittenUpstream {
         let read_timeout = take("read_timeout").and_then(|entry| duration(entry, &TIMEOUT));
         let max_connections = take("max_connections").and_then(|entry| entry.number(1..=10_000));
         let redirect_hosts = take("redirect_hosts").and_then(|entry| many(entry, redirect_host));
+        let policy = WrittenPolicy::read(&mut take);
         section.finish();
         let credentials =
             credentials.map(|list| list.map(|list| list.into_iter().filter_map(WrittenCredential::read).collect()));
@@ -196,6 +216,7 @@ impl WrittenUpstream {
             immutable_tags,
             credentials,
             share_private,
+            policy,
             ca_file,
             insecure_skip_verify,
             connect_timeout,
@@ -207,34 +228,21 @@ impl WrittenUpstream {
     }
 }
 
-// === impl WrittenCredential ===
+// === impl WrittenPolicy ===
 
-impl WrittenCredential {
-    fn read(entry: Entry<'_>) -> Option<Self> {
-        let place = entry.place.clone();
-        let mut section = entry.section(schema::CREDENTIAL)?;
-        let misspelt = section.has_unknown_keys();
-        let parts =
-            [section.take("scope"), section.take("username"), section.take("password"), section.take("password_file")];
-        section.finish();
-        let written = parts.iter().flatten().count();
-        let [scope, username, password, password_file] = parts;
-        let credential = Self {
-            place,
-            scope: scope.and_then(Entry::text).map(|text| text.map(|text| text.trim_end_matches('/').to_owned())),
-            username: username.and_then(|entry| entry.parse(user)),
-            password: password.and_then(|entry| entry.parse(secret)),
-            password_file: password_file.and_then(path),
-            refused: false,
-        };
-        let read = [
-            credential.scope.is_some(),
-            credential.username.is_some(),
-            credential.password.is_some(),
-            credential.password_file.is_some(),
-        ];
-        let refused = misspelt || read.into_iter().filter(|read| *read).count() < written;
-        Some(Self { refused, ..credential })
+impl WrittenPolicy {
+    fn read<'a>(take: &mut impl FnMut(&'static str) -> Option<Entry<'a>>) -> Self {
+        let globs = |entry: Entry<'_>| many(entry, |text| NameGlobs::glob(text).map(|_| text.to_owned()));
+        Self {
+            allow: take("allow").and_then(globs),
+            deny: take("deny").and_then(globs),
+            deny_digests_file: take("deny_digests_file").and_then(path),
+            deleted_tags: take("deleted_tags").and_then(|entry| entry.parse(deleted_tags)),
+            prefetch: take("prefetch").and_then(|entry| many(entry, str::parse)),
+            client_cert: take("client_cert").and_then(certificate::read),
+            proxy: take("proxy").and_then(|entry| entry.parse(proxy)),
+            max_bandwidth: take("max_bandwidth").and_then(|entry| entry.parse(values::bandwidth)),
+        }
     }
 }
 
@@ -260,7 +268,29 @@ fn duration(entry: Entry<'_>, limits: &RangeInclusive<Duration>) -> Setting<Dura
 }
 
 pub(super) fn path(entry: Entry<'_>) -> Setting<PathBuf> {
-    entry.parse(|text| if text.is_empty() { Err("the path is empty".to_owned()) } else { Ok(PathBuf::from(text)) })
+    entry.parse(path_text)
+}
+
+fn path_text(text: &str) -> Result<PathBuf, String> {
+    if text.is_empty() { Err("the path is empty".to_owned()) } else { Ok(PathBuf::from(text)) }
+}
+
+fn deleted_tags(text: &str) -> Result<DeletedTags, String> {
+    match text {
+        "keep" => Ok(DeletedTags::Keep),
+        "forget" => Ok(DeletedTags::Forget),
+        _ => values::duration(text, &STALE)
+            .map(DeletedTags::For)
+            .map_err(|problem| format!("{problem}; or write \"keep\" or \"forget\"")),
+    }
+}
+
+fn proxy(text: &str) -> Result<Proxy, String> {
+    match text {
+        "none" => Ok(Proxy::Direct),
+        "environment" => Ok(Proxy::Environment),
+        _ => values::proxy(text).map(Proxy::Through),
+    }
 }
 
 fn stale_if_error(text: &str) -> Result<StaleIfError, String> {
@@ -319,25 +349,5 @@ fn redirect_host(text: &str) -> Result<String, String> {
     match host.parse::<UpstreamName>() {
         Ok(_) => Ok(host),
         Err(_) => Err(format!("{} is neither a host such as \"blobs.corp\" nor \"*.\" and a domain", quoted(text))),
-    }
-}
-
-fn user(text: &str) -> Result<String, String> {
-    match text {
-        "" => Err("the user name is empty".to_owned()),
-        _ if text.contains(':') => Err("a user name has no ':', which ends it in Basic authentication".to_owned()),
-        _ if text.contains(char::is_control) => Err("a user name has no control characters".to_owned()),
-        _ => Ok(text.to_owned()),
-    }
-}
-
-/// A password, also one from a file. The error never repeats it.
-pub(super) fn secret(text: &str) -> Result<Secret, String> {
-    match text {
-        "" => Err("the password is empty".to_owned()),
-        _ if text.contains(char::is_control) => {
-            Err("a password has no control characters such as line breaks".to_owned())
-        }
-        _ => Ok(Secret::new(text)),
     }
 }

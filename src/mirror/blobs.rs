@@ -120,6 +120,7 @@ impl Mirror {
         digest: &Digest,
         ranges: &[RangeSpec],
     ) -> Result<BlobAnswer, MirrorError> {
+        self.check_digest(target, digest).await?;
         self.check_readable(target, Probe::Blob(digest)).await?;
         let mut link = self.link(target, digest).await;
         self.refuse_manifest(target, digest, link.is_proven()).await?;
@@ -144,6 +145,7 @@ impl Mirror {
     }
 
     async fn find_blob_size(&self, target: &Target, digest: &Digest) -> Result<(u64, Outcome), MirrorError> {
+        self.check_digest(target, digest).await?;
         self.check_readable(target, Probe::Blob(digest)).await?;
         let link = self.link(target, digest).await;
         self.refuse_manifest(target, digest, link.is_proven()).await?;
@@ -194,6 +196,10 @@ impl Mirror {
         ranges: &[RangeSpec],
     ) -> Result<Option<BlobAnswer>, MirrorError> {
         self.refuse_cold_blob(target, digest)?;
+        if target.via.is_some() {
+            // The fill of another mirror's client may be waiting for ours: a question of its own finds out.
+            self.ask_for_blob(target, digest).await?;
+        }
         let key = FillKey { registry: target.repository.registry.clone(), digest: *digest };
         // Who is to read what others fetched proves its own right first; the one who starts a fill proves it by what
         // upstream answers.

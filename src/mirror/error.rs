@@ -68,6 +68,12 @@ impl MirrorError {
         Self::new(MirrorErrorKind::Timeout, message)
     }
 
+    /// Upstream wants to be left alone for a while, and what is asked can wait.
+    pub(super) fn paused(repository: &Repository, pause: Duration) -> Self {
+        let message = format!("{} limits our requests, for {} s more", repository.registry, pause.as_secs() + 1);
+        Self::new(MirrorErrorKind::RateLimited { retry_after: Some(pause) }, message)
+    }
+
     pub(super) fn offline(what: &str) -> Self {
         Self::new(MirrorErrorKind::UnknownManifest, format!("{what} is not held, and this mirror is offline"))
     }
@@ -126,6 +132,8 @@ impl From<UpstreamError> for MirrorError {
             }
             UpstreamErrorKind::Status(_)
             | UpstreamErrorKind::Connect
+            | UpstreamErrorKind::Name
+            | UpstreamErrorKind::Certificate
             | UpstreamErrorKind::Tls
             | UpstreamErrorKind::Broken => MirrorErrorKind::Unavailable,
             UpstreamErrorKind::Timeout(_) => MirrorErrorKind::Timeout,

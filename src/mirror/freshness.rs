@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::clock::Timestamp;
-use crate::config::StaleIfError;
+use crate::config::{DeletedTags, StaleIfError};
 use crate::store::TagRecord;
 
 /// What a held tag is worth without asking upstream.
@@ -15,8 +15,22 @@ pub(super) enum Freshness {
     Expired(Duration),
 }
 
-/// How long a tag that upstream has deleted goes on being served, with a warning.
-pub(super) const DELETED_TAGS_KEPT: Duration = Duration::from_hours(30 * 24);
+/// By how much lifetimes are stretched while upstream says that few pulls are left to us.
+const STRETCH: u32 = 10;
+
+/// How long a tag is fresh, by what is configured and by what upstream says of our quota.
+pub(super) fn lifetime(ttl: Duration, quota_is_low: bool) -> Duration {
+    if quota_is_low { ttl.saturating_mul(STRETCH) } else { ttl }
+}
+
+/// Whether a tag is forgotten that upstream deleted at `gone`.
+pub(super) fn is_forgotten(kept: DeletedTags, gone: Timestamp) -> bool {
+    match kept {
+        DeletedTags::Keep => false,
+        DeletedTags::Forget => true,
+        DeletedTags::For(kept) => gone.age().is_some_and(|age| age > kept),
+    }
+}
 
 /// Judges a tag by the time of its last check. An age below zero (the clock was set back) counts as expired.
 pub(super) fn judge(record: &TagRecord, ttl: Duration, immutable: bool) -> Freshness {
@@ -71,6 +85,25 @@ mod tests {
         let mut record = checked(Duration::ZERO);
         record.checked = Timestamp(Timestamp::now().0 + 3_600_000);
         assert_eq!(judge(&record, MINUTE, false), Freshness::Expired(Duration::ZERO));
+    }
+
+    #[test]
+    fn few_pulls_left_stretch_lifetimes() {
+        assert_eq!((lifetime(MINUTE, false), lifetime(MINUTE, true)), (MINUTE, 10 * MINUTE));
+        assert_eq!(lifetime(Duration::ZERO, true), Duration::ZERO);
+    }
+
+    #[test]
+    fn deleted_tags_are_forgotten_in_time() {
+        let gone = checked(10 * MINUTE).checked;
+        for (kept, forgotten) in [
+            (DeletedTags::Keep, false),
+            (DeletedTags::Forget, true),
+            (DeletedTags::For(5 * MINUTE), true),
+            (DeletedTags::For(15 * MINUTE), false),
+        ] {
+            assert_eq!(is_forgotten(kept, gone), forgotten, "{kept:?}");
+        }
     }
 
     #[test]

@@ -52,11 +52,16 @@ impl Mirror {
     /// The manifest that a reference means.
     pub async fn manifest(&self, target: &Target, reference: &Reference) -> Result<ManifestAnswer, MirrorError> {
         let answer = async {
-            self.check_readable(target, Probe::Manifest(reference)).await?;
-            match reference {
-                Reference::Digest(digest) => self.manifest_by_digest(target, digest).await,
-                Reference::Tag(tag) => self.manifest_by_tag(target, tag).await,
+            if let Reference::Digest(digest) = reference {
+                self.check_digest(target, digest).await?;
             }
+            self.check_readable(target, Probe::Manifest(reference)).await?;
+            let answer = match reference {
+                Reference::Digest(digest) => self.manifest_by_digest(target, digest).await?,
+                Reference::Tag(tag) => self.manifest_by_tag(target, tag).await?,
+            };
+            self.check_content(target, &answer).await?;
+            Ok(answer)
         };
         answer.await.map_err(|error: MirrorError| match reference {
             Reference::Digest(digest) => error.about(&target.repository, &format!("@{digest}")),
@@ -113,7 +118,8 @@ impl Mirror {
             let (mirror, target, digest) = (self.clone(), target.clone(), *digest);
             async move { mirror.heard(&target, mirror.fetch_manifest_now(&target, &digest).await) }.boxed()
         };
-        self.0.manifests.run("manifest fetch", (target.repository.clone(), *digest), work).await
+        let key = (target.repository.clone(), *digest, target.via.clone());
+        self.0.manifests.run("manifest fetch", key, work).await
     }
 
     async fn fetch_manifest_now(&self, target: &Target, digest: &Digest) -> Result<HeldManifest, MirrorError> {
@@ -167,6 +173,7 @@ impl Mirror {
         if let Err(error) = kept.await {
             tracing::warn!(%repository, "could not keep a manifest: {error}; it is served all the same");
         }
+        self.prefetch(target, digest, &manifest);
         Ok(HeldManifest { bytes, media_type, digest })
     }
 }

@@ -1,6 +1,7 @@
 //! Decisions: which upstream, hit, join, miss, stale, revalidate or pass through; who may read what.
 
 mod blobs;
+mod denials;
 mod error;
 mod flight;
 mod freshness;
@@ -9,6 +10,7 @@ mod manifests;
 mod origin;
 mod outages;
 mod outcome;
+mod prefetch;
 mod referrers;
 mod resolve;
 mod rights;
@@ -20,11 +22,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::HeaderMap;
 
 use crate::fill::Fills;
 use crate::metrics::Metrics;
 use crate::oci::{Digest, Reference, RegistryName, Repository, Tag};
 use crate::store::{ListRecord, Store};
+use crate::upstream::Instance;
 
 use flight::{Flights, Tower};
 use health::RefusedNames;
@@ -32,6 +36,7 @@ use outages::Outages;
 use rights::{Look, Rights};
 
 pub use blobs::BlobAnswer;
+pub use denials::Denials;
 pub use error::{MirrorError, MirrorErrorKind};
 pub use health::UpstreamHealth;
 pub use manifests::ManifestAnswer;
@@ -50,6 +55,8 @@ pub struct Settings {
     pub list_ttl: Duration,
     /// How long upstream's "not found" is believed.
     pub negative_ttl: Duration,
+    /// What we call ourselves to other mirrors.
+    pub instance: Instance,
     /// Even a range in the middle of a blob that is being filled waits for the digest.
     pub ranges_wait_for_verified: bool,
 }
@@ -77,14 +84,21 @@ struct Inner {
     failed_lists: moka::sync::Cache<ListKey, MirrorError>,
     /// Lists that are not kept on disk.
     lists: moka::sync::Cache<ListKey, Arc<ListRecord>>,
-    manifests: Flights<(Repository, Digest), HeldManifest>,
-    tags: Flights<(Repository, Tag), tags::Checked>,
+    /// Registries that did not answer a check in time, for as long as they are left alone.
+    silent: moka::sync::Cache<RegistryName, MirrorError>,
+    manifests: Flights<(Repository, Digest, Via), HeldManifest>,
+    tags: Flights<(Repository, Tag, Via), tags::Checked>,
     /// Looks at what those without a credential may see; nothing in particular wanted is the list of tags.
-    looks: Flights<(Repository, Option<Wanted>), Look>,
-    blob_heads: Flights<(Repository, Digest), Option<u64>>,
-    list_flights: Flights<ListKey, Arc<ListRecord>>,
+    looks: Flights<(Repository, Option<Wanted>, Via), Look>,
+    blob_heads: Flights<(Repository, Digest, Via), Option<u64>>,
+    list_flights: Flights<(ListKey, Via), Arc<ListRecord>>,
+    /// Manifests whose content is fetched ahead.
+    prefetches: Flights<(Repository, Digest), ()>,
     tower: Tower,
 }
+
+/// The mirrors that those have come through who share a piece of work; see [`Target::via`].
+type Via = Option<Arc<str>>;
 
 /// What can be missing. Clients ask for the same digest as a blob and as a manifest.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -143,6 +157,7 @@ impl Mirror {
             missing: moka::sync::Cache::builder().max_capacity(MISSING_MAX).time_to_live(settings.negative_ttl).build(),
             failed_checks: failures(),
             failed_lists: failures(),
+            silent: failures(),
             lists: moka::sync::Cache::builder()
                 .max_capacity(LISTS_BYTES_MAX)
                 .weigher(|_, list: &Arc<ListRecord>| u32::try_from(list.body.len() + 512).unwrap_or(u32::MAX))
@@ -155,6 +170,7 @@ impl Mirror {
             looks: Flights::new(&tower),
             blob_heads: Flights::new(&tower),
             list_flights: Flights::new(&tower),
+            prefetches: Flights::new(&tower),
             tower,
             settings,
             upstreams,
@@ -180,6 +196,18 @@ impl Mirror {
         target
     }
 
+    /// What a request means that has these headers: one that has come through other mirrors is not passed on in a circle.
+    pub fn admit(&self, target: Target, headers: &HeaderMap) -> Result<Target, MirrorError> {
+        match self.0.settings.instance.admit(headers) {
+            Ok(None) => Ok(target),
+            Ok(Some(via)) => Ok(target.on_behalf_of(via)),
+            Err(wrong) => {
+                let message = format!("{} is not to be had this way: {wrong}", target.repository);
+                Err(MirrorError::new(MirrorErrorKind::UnknownManifest, message))
+            }
+        }
+    }
+
     /// The canonical name of the registry that a name or alias means, if it is configured.
     pub fn registry_called(&self, name: &str) -> Option<RegistryName> {
         self.0.upstreams.registry_called(name)
@@ -192,7 +220,9 @@ impl Mirror {
 
     /// Passes on what a question to upstream came to, and notes whether upstream is well.
     fn heard<T>(&self, target: &Target, result: Result<T, MirrorError>) -> Result<T, MirrorError> {
-        self.0.outages.heard(&target.upstream.policy.label, &result);
+        if self.0.outages.heard(&target.upstream.policy.label, &result) == Some(false) {
+            self.0.silent.invalidate(&target.repository.registry);
+        }
         result
     }
 

@@ -50,9 +50,11 @@ impl From<UpstreamError> for OriginError {
             UpstreamErrorKind::RateLimited { retry_after } => {
                 OriginErrorKind::RateLimited { retry_after: *retry_after }
             }
-            UpstreamErrorKind::Status(_) | UpstreamErrorKind::Connect | UpstreamErrorKind::Tls => {
-                OriginErrorKind::Unavailable
-            }
+            UpstreamErrorKind::Status(_)
+            | UpstreamErrorKind::Connect
+            | UpstreamErrorKind::Name
+            | UpstreamErrorKind::Certificate
+            | UpstreamErrorKind::Tls => OriginErrorKind::Unavailable,
             UpstreamErrorKind::Timeout(Phase::Queue) => OriginErrorKind::Busy,
             UpstreamErrorKind::Timeout(_) => OriginErrorKind::Timeout,
             UpstreamErrorKind::Broken => OriginErrorKind::Broken,

@@ -48,8 +48,9 @@ fn is_trouble(error: &MirrorError) -> Option<bool> {
 // === impl Outages ===
 
 impl Outages {
-    /// Learns what a question to an upstream came to, and says what operators should know.
-    pub(super) fn heard<T>(&self, upstream: &Arc<str>, result: &Result<T, MirrorError>) {
+    /// Learns what a question to an upstream came to, and says what operators should know. Returns whether upstream is in
+    /// trouble, if that is known now.
+    pub(super) fn heard<T>(&self, upstream: &Arc<str>, result: &Result<T, MirrorError>) -> Option<bool> {
         let trouble = result.as_ref().map_or_else(is_trouble, |_| Some(false));
         match (trouble, result) {
             (Some(true), Err(error)) => self.remember(upstream, &error.message),
@@ -65,6 +66,7 @@ impl Outages {
             }
             _ => {}
         }
+        trouble
     }
 
     /// Since when an upstream has failed, if it does, and with what last.

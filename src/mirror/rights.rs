@@ -30,6 +30,8 @@ pub(super) struct Rights {
     unanswered: moka::sync::Cache<Repository, ()>,
     /// Blobs that upstream confirmed to be in a repository, with their size where it said so.
     confirmed: moka::sync::Cache<(Repository, Digest), Option<u64>>,
+    /// Blobs that were had without a credential.
+    public_blobs: moka::sync::Cache<Digest, ()>,
 }
 
 /// What a client asked for, as far as an anonymous look at it goes.
@@ -76,6 +78,7 @@ impl Rights {
             private: remember(PRIVATE_FOR),
             unanswered: remember(FAILED_CHECK_WINDOW),
             confirmed: moka::sync::Cache::new(REMEMBERED_MAX),
+            public_blobs: moka::sync::Cache::new(REMEMBERED_MAX),
         }
     }
 }
@@ -134,7 +137,7 @@ impl Mirror {
             Probe::Blob(digest) => Some(Wanted::Blob(*digest)),
             Probe::Tags => None,
         };
-        let key = (target.repository.clone(), wanted.clone());
+        let key = (target.repository.clone(), wanted.clone(), target.via.clone());
         let work = {
             let (mirror, target) = (self.clone(), target.clone());
             async move { mirror.heard(&target, mirror.look_now(&target, wanted.as_ref()).await) }.boxed()
@@ -193,12 +196,31 @@ impl Mirror {
             Ok(Some(listed)) if listed.confirmed || !self.0.any_credentials => {
                 Link::Proven { size_bytes: Some(listed.size_bytes) }
             }
+            // What anybody could once have had from somewhere is no secret, and may be served wherever it is listed.
+            Ok(Some(listed)) if self.is_public_blob(digest).await => {
+                Link::Proven { size_bytes: Some(listed.size_bytes) }
+            }
             Ok(_) => Link::Unknown,
             Err(error) => {
                 tracing::warn!("could not look up links: {error}");
                 Link::Unknown
             }
         }
+    }
+
+    /// Whether a blob was had without a credential at least once: upstream gave it from a repository that is open to all.
+    async fn is_public_blob(&self, digest: &Digest) -> bool {
+        if self.0.rights.public_blobs.contains_key(digest) {
+            return true;
+        }
+        let known = self.0.store.was_public(digest).await.unwrap_or_else(|error| {
+            tracing::warn!("could not look up where a blob came from: {error}");
+            false
+        });
+        if known {
+            self.0.rights.public_blobs.insert(*digest, ());
+        }
+        known
     }
 
     /// Remembers that upstream gave, or would give, a blob from a repository.
@@ -223,7 +245,8 @@ impl Mirror {
             }
             .boxed()
         };
-        self.0.blob_heads.run("blob check", (target.repository.clone(), *digest), work).await.0
+        let key = (target.repository.clone(), *digest, target.via.clone());
+        self.0.blob_heads.run("blob check", key, work).await.0
     }
 
     /// Makes sure that a blob that is held, or being filled for another repository, may be read through this one.

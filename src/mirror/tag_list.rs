@@ -109,8 +109,11 @@ impl Mirror {
                 .client
                 .list_tags(&target.repository, Some(PAGE_TAGS), last.as_deref(), Access::Configured)
                 .await?;
-            size += page.tags.iter().map(|tag| tag.len() + size_of::<String>()).sum::<usize>();
-            tags.extend(page.tags);
+            // Some list what is no tag: Artifactory, digests.
+            let listed = page.tags.into_iter().filter(|tag| tag.parse::<crate::oci::Tag>().is_ok());
+            let listed: Vec<String> = listed.collect();
+            size += listed.iter().map(|tag| tag.len() + size_of::<String>()).sum::<usize>();
+            tags.extend(listed);
             match page.next.map(|next| next.last) {
                 // A page that leads to itself would lead round for ever.
                 Some(next) if size <= TAGS_BYTES_MAX && last.as_ref() != Some(&next) => last = Some(next),
@@ -152,8 +155,9 @@ impl Mirror {
         {
             return Ok(ListAnswer { list: Arc::clone(list), outcome: Outcome::Hit, warning: None });
         }
+        let pause = target.upstream.client.pause().map(|pause| MirrorError::paused(&target.repository, pause));
         if let Some(list) = &held
-            && let Some(failure) = self.0.failed_lists.get(&key)
+            && let Some(failure) = self.0.failed_lists.get(&key).or(pause)
         {
             return Ok(self.stale_list(Arc::clone(list), &failure));
         }
@@ -170,7 +174,7 @@ impl Mirror {
             }
             .boxed()
         };
-        let fetched = self.0.list_flights.run("list fetch", key.clone(), fetch);
+        let fetched = self.0.list_flights.run("list fetch", (key.clone(), target.via.clone()), fetch);
         let (fetched, joined) = match &held {
             // It goes on, whoever waits for it.
             Some(_) => timeout(PATIENCE, fetched)

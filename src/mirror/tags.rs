@@ -1,16 +1,19 @@
 //! Manifests by tag: fresh, revalidated with a HEAD, or stale when upstream fails.
 
+use std::time::Duration;
+
 use futures_util::FutureExt;
 use tokio::time::timeout;
 
 use crate::clock::Timestamp;
+use crate::config::DeletedTags;
 use crate::metrics::UpstreamLabels;
 use crate::oci::{Digest, Reference, Tag};
 use crate::store::TagRecord;
 use crate::upstream::{Access, ManifestBody, UpstreamError, UpstreamErrorKind};
 
 use super::error::MirrorError;
-use super::freshness::{DELETED_TAGS_KEPT, Freshness, judge, stale_allowed};
+use super::freshness::{Freshness, is_forgotten, judge, lifetime, stale_allowed};
 use super::manifests::{ManifestAnswer, head_not_supported};
 use super::outcome::Outcome;
 use super::upstreams::Target;
@@ -63,14 +66,15 @@ impl Mirror {
         manifest: HeldManifest,
     ) -> Result<ManifestAnswer, MirrorError> {
         let policy = &target.upstream.policy;
-        let expired_for = match judge(&record, policy.tag_ttl, policy.immutable_tags.matches(tag)) {
-            Freshness::Fresh => return Ok(deleted_or(&record, manifest, Outcome::Hit)),
+        let ttl = lifetime(policy.tag_ttl, target.upstream.client.quota_is_low());
+        let expired_for = match judge(&record, ttl, policy.immutable_tags.matches(tag)) {
+            Freshness::Fresh => return Ok(deleted_or(target, &record, manifest, Outcome::Hit)),
             Freshness::Expired(_) if self.0.settings.offline => return Ok(manifest.answer(Outcome::Hit)),
             Freshness::Expired(expired_for) => expired_for,
         };
         let outcome = Outcome::Stale { expired_for };
         let key = (target.repository.clone(), tag.clone());
-        if let Some(failure) = self.0.failed_checks.get(&key) {
+        if let Some(failure) = self.0.failed_checks.get(&key).or_else(|| self.left_alone(target, &record)) {
             return self.stale(target, &record, manifest, outcome, failure);
         }
         let held = record.digest;
@@ -83,7 +87,7 @@ impl Mirror {
                 }))
             }
             Ok((Ok(Checked::Gone { record: Some(record), .. }), _)) => {
-                Ok(deleted_or(&record, manifest, Outcome::Revalidated))
+                Ok(deleted_or(target, &record, manifest, Outcome::Revalidated))
             }
             Ok((Ok(Checked::Gone { error, record: None }), _)) => Err(error),
             Ok((Err(error), _)) => self.stale(target, &record, manifest, outcome, error),
@@ -91,8 +95,21 @@ impl Mirror {
                 let error = MirrorError::silent(&target.repository);
                 // The check goes on, but those who come in the next moments need not wait for it as well.
                 self.0.failed_checks.insert(key, error.clone());
+                self.0.silent.insert(target.repository.registry.clone(), error.clone());
                 self.stale(target, &record, manifest, outcome, error)
             }
+        }
+    }
+
+    /// Why upstream is not asked about a tag that is held and may be served stale: it wants to be left alone, or it did not
+    /// answer when it was asked about another a moment ago.
+    fn left_alone(&self, target: &Target, record: &TagRecord) -> Option<MirrorError> {
+        if !stale_allowed(target.upstream.policy.stale_if_error, record.checked) {
+            return None;
+        }
+        match target.upstream.client.pause() {
+            Some(pause) => Some(MirrorError::paused(&target.repository, pause)),
+            None => self.0.silent.get(&target.repository.registry),
         }
     }
 
@@ -126,7 +143,8 @@ impl Mirror {
     ) -> (Result<Checked, MirrorError>, bool) {
         let key = (target.repository.clone(), tag.clone());
         let work = {
-            let (mirror, target, key) = (self.clone(), target.clone(), key.clone());
+            let (mirror, target) = (self.clone(), target.clone());
+            let key = key.clone();
             async move {
                 let checked = mirror.heard(&target, mirror.check_tag_now(&target, &key.1, held).await);
                 match &checked {
@@ -138,7 +156,8 @@ impl Mirror {
             }
             .boxed()
         };
-        self.0.tags.run("tag check", key, work).await
+        let (repository, tag) = key;
+        self.0.tags.run("tag check", (repository, tag, target.via.clone()), work).await
     }
 
     /// A HEAD, which is free where pulls are counted, and a GET *by digest* only when the tag moved.
@@ -227,7 +246,7 @@ impl Mirror {
     async fn record_deletion(&self, target: &Target, tag: &Tag) -> Option<TagRecord> {
         let record = self.tag_record(target, tag).await?;
         let gone = record.gone.unwrap_or_else(Timestamp::now);
-        let forget = gone.age().is_some_and(|age| age > DELETED_TAGS_KEPT);
+        let forget = is_forgotten(target.upstream.policy.deleted_tags, gone);
         let record = TagRecord { gone: Some(gone), checked: Timestamp::now(), ..record };
         let written = if forget {
             self.0.store.forget_tag(&target.repository, tag).await
@@ -242,10 +261,15 @@ impl Mirror {
 }
 
 /// The answer for a held tag, with a warning if upstream no longer has it.
-fn deleted_or(record: &TagRecord, manifest: HeldManifest, outcome: Outcome) -> ManifestAnswer {
+fn deleted_or(target: &Target, record: &TagRecord, manifest: HeldManifest, outcome: Outcome) -> ManifestAnswer {
     let warning = record.gone.map(|gone| {
-        let days = gone.age().unwrap_or_default().as_secs() / 86400;
-        format!("upstream deleted this tag {days} days ago; this mirror forgets it 30 days after that")
+        let days = |time: Duration| time.as_secs() / 86400;
+        let gone = days(gone.age().unwrap_or_default());
+        let then = match target.upstream.policy.deleted_tags {
+            DeletedTags::For(kept) => format!("; this mirror forgets it {} days after that", days(kept)),
+            DeletedTags::Keep | DeletedTags::Forget => String::new(),
+        };
+        format!("upstream deleted this tag {gone} days ago{then}")
     });
     ManifestAnswer { warning, ..manifest.answer(outcome) }
 }

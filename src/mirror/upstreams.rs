@@ -3,15 +3,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::config::{StaleIfError, TagGlobs};
-use crate::oci::{RegistryName, Repository};
+use crate::config::{DeletedTags, NameGlobs, PlatformName, StaleIfError, TagGlobs};
+use crate::oci::{RegistryName, Repository, RepositoryName};
 use crate::upstream::Upstream;
 
+use super::denials::Denials;
 use super::error::{MirrorError, MirrorErrorKind};
 use super::resolve::{Names, Resolved, repository_name};
 
 /// How an upstream's content is treated.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Policy {
     /// The configured name or pattern, for logs and metrics.
     pub label: Arc<str>,
@@ -23,8 +24,18 @@ pub struct Policy {
     pub stale_if_error: StaleIfError,
     /// Tags that never move.
     pub immutable_tags: TagGlobs,
+    /// What becomes of tags that upstream has deleted.
+    pub deleted_tags: DeletedTags,
     /// Whether what only our credential opens is served to those who have none.
     pub share_private: bool,
+    /// The only repositories that are served; `None` for all.
+    pub allow: Option<NameGlobs>,
+    /// Repositories that are not served.
+    pub deny: NameGlobs,
+    /// Digests that are not served.
+    pub denials: Option<Denials>,
+    /// Platforms whose content is fetched with the manifest that lists it.
+    pub prefetch: Vec<PlatformName>,
 }
 
 /// One upstream, ready to be asked.
@@ -46,6 +57,9 @@ pub struct Target {
     /// The client is one of those whom the operator lists as readers of the repository: what only the mirror's own
     /// credential opens is theirs to read too.
     pub listed: bool,
+    /// The mirrors that the request has come through, where it may be passed on to mirrors. What one chain of them waits
+    /// for is nothing that another may wait for: they may be waiting for each other.
+    pub via: Option<Arc<str>>,
 }
 
 /// Makes the client of a name that matches a pattern.
@@ -121,8 +135,48 @@ impl Upstreams {
             Source::One(client) => Arc::clone(client),
             Source::Pattern(factory) => self.by_pattern.get_with_by_ref(&registry, || factory(&registry)),
         };
+        entry.policy.admit(&registry, &name)?;
         let upstream = Mirrored { policy: Arc::clone(&entry.policy), client };
-        Ok(Target { upstream, repository: Repository { registry, name }, listed: false })
+        Ok(Target { upstream, repository: Repository { registry, name }, listed: false, via: None })
+    }
+}
+
+// === impl Policy ===
+
+impl Policy {
+    /// Refuses a repository that an operator does not want served, whatever is held of it.
+    fn admit(&self, registry: &RegistryName, name: &RepositoryName) -> Result<(), MirrorError> {
+        let refuse = |why: String| {
+            let message =
+                format!("{registry}/{name} is not served by this mirror: {why} of [upstreams.\"{}\"]", self.label);
+            Err(MirrorError::new(MirrorErrorKind::Denied, message))
+        };
+        if let Some(glob) = self.deny.matching(name) {
+            return refuse(format!("it matches {glob:?} in deny"));
+        }
+        match &self.allow {
+            Some(allow) if allow.matching(name).is_none() => refuse("it matches nothing in allow".to_owned()),
+            Some(_) | None => Ok(()),
+        }
+    }
+}
+
+// === impl Target ===
+
+impl Target {
+    /// The same, for a request that has come through other mirrors.
+    pub(super) fn on_behalf_of(mut self, via: Arc<str>) -> Self {
+        if self.upstream.client.has_mirrors() {
+            self.upstream.client = Arc::new(self.upstream.client.on_behalf_of(Arc::clone(&via)));
+            self.via = Some(via);
+        }
+        self
+    }
+
+    /// The same, for what nobody waits for.
+    pub(super) fn in_background(&self) -> Self {
+        let client = Arc::new(self.upstream.client.in_background());
+        Self { upstream: Mirrored { client, ..self.upstream.clone() }, ..self.clone() }
     }
 }
 

@@ -7,7 +7,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
-use http::header::{ALLOW, CONTENT_LENGTH, CONTENT_TYPE, HOST};
+use http::header::{ALLOW, CONTENT_LENGTH, CONTENT_TYPE, HOST, VIA};
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use parking_lot::RwLock;
@@ -102,7 +102,10 @@ async fn handle(State(edge): State<EdgeCell>, request: Request) -> Response {
             let outcome = error.outcome();
             logged.outcome = outcome.label();
             logged.error = Some(error.message.clone());
+            // Another mirror tells its client what this one could not do, also where the answer has no body.
+            let warning = request.headers.contains_key(VIA).then(|| error.message.clone());
             let mut response = error.into_response();
+            insert_warning(response.headers_mut(), warning.as_deref());
             insert(response.headers_mut(), CACHE_STATUS, &outcome.to_string());
             response
         }
@@ -139,7 +142,8 @@ async fn answer(edge: &Edge, request: &Parts, logged: &mut Logged) -> Answer {
         };
     }
     let host = request.headers.get(HOST).and_then(|host| host.to_str().ok());
-    let mut target = edge.mirror.resolve(route.prefix.as_deref(), &route.name, route.namespace.as_deref(), host)?;
+    let target = edge.mirror.resolve(route.prefix.as_deref(), &route.name, route.namespace.as_deref(), host)?;
+    let mut target = edge.mirror.admit(target, &request.headers)?;
     logged.upstream = target.upstream.policy.label.to_string();
     logged.repository = target.repository.to_string();
     door::admit(edge, reader.as_ref(), &mut target)?;

@@ -191,6 +191,15 @@ impl Catalog {
         newest(listing, limit)
     }
 
+    /// Manifests that list a digest, in whichever repository they are recorded, at most `limit` of them.
+    pub(super) fn listing_anywhere(&self, digest: &Digest, limit: usize) -> Vec<(Repository, Digest)> {
+        let listing = self.manifests.iter().filter(|(_, listed)| listed.children.contains(digest));
+        let recorded = listing.flat_map(|(manifest, listed)| {
+            listed.repositories.iter().map(|repository| (repository.clone(), *manifest))
+        });
+        recorded.take(limit).collect()
+    }
+
     /// The manifests recorded in a repository, newest first, at most `limit` of them.
     pub(super) fn manifests(&self, repository: &Repository, limit: usize) -> Vec<Digest> {
         let Some(folder) = self.repositories.get(repository) else { return Vec::new() };

@@ -287,6 +287,19 @@ impl Store {
         Ok(false)
     }
 
+    /// Whether upstream gave a digest from any repository that was read without credentials. What is recorded of
+    /// repositories that were not looked at since the start may be missed.
+    pub async fn was_public(&self, digest: &Digest) -> Result<bool, StoreError> {
+        let listing = self.shared.catalog.read().listing_anywhere(digest, LINKS_TRIED_MAX);
+        for (repository, manifest) in listing {
+            let record = self.manifest(&repository, &manifest).await?;
+            if record.is_some_and(|record| record.public && record.confirmed.contains(digest)) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// The newest manifest of a repository that lists a digest.
     async fn listing(
         &self,

@@ -7,20 +7,24 @@ use reqwest::Method;
 use tokio::time::Instant;
 
 use super::Inner;
+use super::answer::status_failure;
 use super::challenge::Challenge;
-use super::credentials::CredentialId;
+use super::credentials::{Identity, Login};
 use super::endpoint::Endpoint;
 use super::error::{Failure, UpstreamErrorKind};
 use super::redirect::place;
-use super::request::{Ask, Authorization, Reply, status_failure};
+use super::request::{Ask, Reply};
 use super::token::{Grant, Token, TokenKey};
+use crate::secret::Secret;
 
 /// What a request is sent with.
 #[derive(Clone, Debug)]
 enum Pass {
     Nothing,
-    Basic(CredentialId),
+    Basic(Arc<Identity>),
     Bearer(Arc<Token>),
+    /// A token that we were given, and that nobody exchanges.
+    Fixed(Secret),
 }
 
 /// A request's way past one endpoint's door as one identity.
@@ -28,10 +32,19 @@ struct Visit<'a> {
     inner: &'a Arc<Inner>,
     endpoint: &'a Endpoint,
     ask: &'a Ask<'a>,
-    identity: Option<CredentialId>,
+    identity: Option<Arc<Identity>>,
     key: TokenKey,
     /// The identity was shown to the registry or its token server.
     offered: bool,
+}
+
+/// What an examination of a door came to.
+#[derive(Debug)]
+pub(super) enum Examined {
+    /// It is open, or opened by a password.
+    NotNeeded,
+    /// The token, in words.
+    Words(String),
 }
 
 /// Token answers above this are refused.
@@ -45,37 +58,49 @@ impl Inner {
     /// Asks one endpoint, as who we are for this repository. When the registry won't have that credential, asks once
     /// more as nobody: some refuse even public content to a wrong password.
     pub(super) async fn ask_authorized(self: &Arc<Self>, endpoint: &Endpoint, ask: &Ask<'_>) -> Result<Reply, Failure> {
-        let Some(id) = self.identity(ask) else { return self.visit(endpoint, ask, None).run().await };
+        let Some(identity) = self.identity(endpoint, ask).await else {
+            return self.visit(endpoint, ask, None).run().await;
+        };
         let mut refused = None;
-        if !endpoint.has_rejected(id, ask.repository) {
-            let mut visit = self.visit(endpoint, ask, Some(id));
+        let mut next = Some(identity.clone());
+        // What was rejected may have been replaced in the meantime: a file that changed, a helper's password that expired.
+        while let Some(identity) = next.take() {
+            if endpoint.has_rejected(identity.id, ask.repository) {
+                break;
+            }
+            let mut visit = self.visit(endpoint, ask, Some(identity.clone()));
             match visit.run().await {
                 Err(failure) if failure.is_refusal() && visit.offered => {
                     if failure.kind.is_anonymous_refusal() {
-                        self.note_rejected(endpoint, ask, id);
-                    } else {
-                        refused = Some(failure);
+                        self.note_rejected(endpoint, ask, &identity);
+                        next = match self.credentials_at(endpoint) {
+                            Some(credentials) if refused.is_none() => {
+                                credentials.renewed(ask.repository, &identity).await
+                            }
+                            _ => None,
+                        };
                     }
+                    refused.get_or_insert(failure);
                 }
                 other => return other,
             }
         }
         match self.visit(endpoint, ask, None).run().await {
             Err(failure) if failure.is_refusal() => {
-                let scope = self.credentials.get(id).map_or("", |credential| credential.scope.as_str());
-                Err(refused.unwrap_or_else(|| failure.after_rejecting(scope)))
+                let accepted = refused.filter(|refused| !refused.kind.is_anonymous_refusal());
+                Err(accepted.unwrap_or_else(|| failure.after_rejecting(&identity.scope)))
             }
             other => other,
         }
     }
 
-    fn note_rejected(&self, endpoint: &Endpoint, ask: &Ask<'_>, id: CredentialId) {
-        endpoint.reject(id, ask.repository);
+    fn note_rejected(&self, endpoint: &Endpoint, ask: &Ask<'_>, identity: &Identity) {
+        endpoint.reject(identity.id, ask.repository);
         tracing::warn!(
             upstream = self.name,
             endpoint = endpoint.label(),
             repository = %ask.repository,
-            scope = self.credentials.get(id).map(|credential| credential.scope.as_str()),
+            scope = identity.scope,
             "the credential was rejected; asking without it for a while"
         );
     }
@@ -84,30 +109,85 @@ impl Inner {
         self: &'a Arc<Self>,
         endpoint: &'a Endpoint,
         ask: &'a Ask<'a>,
-        identity: Option<CredentialId>,
+        identity: Option<Arc<Identity>>,
     ) -> Visit<'a> {
-        let key = TokenKey { place: place(&endpoint.url), identity, scope: ask.scope() };
+        let id = identity.as_ref().map(|identity| identity.id);
+        let key = TokenKey { place: place(&endpoint.url), identity: id, scope: ask.scope(endpoint) };
         Visit { inner: self, endpoint, ask, identity, key, offered: false }
     }
 
+    /// Fetches the token that a challenge asks for, and says so in words.
+    pub(super) async fn examine_pass(
+        self: &Arc<Self>,
+        endpoint: &Endpoint,
+        ask: &Ask<'_>,
+        identity: Option<Arc<Identity>>,
+        challenge: Option<&Challenge>,
+    ) -> Result<Examined, Failure> {
+        let Some(challenge @ Challenge::Bearer { realm, .. }) = challenge else { return Ok(Examined::NotNeeded) };
+        let mut visit = self.visit(endpoint, ask, identity);
+        let Pass::Bearer(token) = visit.pass_for(challenge, None).await? else { return Ok(Examined::NotNeeded) };
+        let server = realm.parse().map_or_else(|_| "?".to_owned(), |url| place(&url));
+        let lifetime = token.lifetime(Instant::now()).as_secs();
+        Ok(Examined::Words(format!("{server} gives one for {}, good for {lifetime} s", ask.scope(endpoint))))
+    }
+
     /// Fetches a token for `key`, sharing the request with everyone else who wants it.
-    async fn token(self: &Arc<Self>, key: &TokenKey, grant: Grant) -> Result<Arc<Token>, Failure> {
+    async fn token(
+        self: &Arc<Self>,
+        key: &TokenKey,
+        grant: Grant,
+        identity: Option<Arc<Identity>>,
+    ) -> Result<Arc<Token>, Failure> {
         let inner = Arc::clone(self);
-        let identity = key.identity;
         self.tokens.fetch(key, async move { inner.fetch_token(grant, identity).await }).await
     }
 
-    async fn fetch_token(&self, grant: Grant, identity: Option<CredentialId>) -> Result<Token, Failure> {
+    async fn fetch_token(&self, grant: Grant, identity: Option<Arc<Identity>>) -> Result<Token, Failure> {
+        let login = identity.as_ref().map(|identity| &identity.login);
+        if let Some(Login::IdentityToken { token, .. }) = login {
+            match self.exchange(&grant, token).await {
+                // Not every token server knows this way: Google's and Artifactory's refuse it, or say 404.
+                Err(failure) if failure.kind.means_no_post() => {}
+                result => return result,
+            }
+        }
         let mut url = grant.realm.clone();
         url.query_pairs_mut().append_pair("service", &grant.service);
         for scope in &grant.scopes {
             url.query_pairs_mut().append_pair("scope", scope);
         }
-        let server = place(&url);
         let mut request = self.client.http().await?.get(url);
-        if let Some(credential) = identity.and_then(|id| self.credentials.get(id)) {
-            request = request.basic_auth(&credential.username, Some(credential.password.expose()));
+        match login {
+            Some(Login::Password { username, password: secret } | Login::IdentityToken { username, token: secret }) => {
+                request = request.basic_auth(username, Some(secret.expose()));
+            }
+            Some(Login::RegistryToken(_)) | None => {}
         }
+        self.ask_token_server(grant, request).await
+    }
+
+    /// Exchanges an identity token for one that the registry takes (OAuth 2).
+    async fn exchange(&self, grant: &Grant, token: &Secret) -> Result<Token, Failure> {
+        let form = url::form_urlencoded::Serializer::new(String::new())
+            .append_pair("grant_type", "refresh_token")
+            .append_pair("refresh_token", token.expose())
+            .append_pair("client_id", "cachalot")
+            .append_pair("service", &grant.service)
+            .append_pair("scope", &grant.scopes.join(" "))
+            .finish();
+        let request = self
+            .client
+            .http()
+            .await?
+            .post(grant.realm.clone())
+            .header(http::header::CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"))
+            .body(form);
+        self.ask_token_server(grant.clone(), request).await
+    }
+
+    async fn ask_token_server(&self, grant: Grant, request: reqwest::RequestBuilder) -> Result<Token, Failure> {
+        let server = place(&grant.realm);
         let request = request.build().map_err(|error| Failure::protocol(error.without_url().to_string()))?;
         let at_server = |failure: Failure| failure.at_token_server(&server);
         let response = self.client.send("token", request).await.map_err(at_server)?;
@@ -141,7 +221,7 @@ impl Inner {
         }
         let realm = self.realm(endpoint, &realm, false).ok()?;
         let grant = Grant { realm, service: service.unwrap_or_else(|| place(host)), scopes: vec![scope] };
-        self.token(&key, grant).await.ok().map(|token| token.authorization.clone())
+        self.token(&key, grant, None).await.ok().map(|token| token.authorization.clone())
     }
 
     fn realm(&self, endpoint: &Endpoint, realm: &str, secret: bool) -> Result<url::Url, Failure> {
@@ -194,8 +274,9 @@ impl Visit<'_> {
     async fn send(&self, pass: &Pass) -> Result<Reply, Failure> {
         let authorization = match pass {
             Pass::Nothing => None,
-            Pass::Basic(id) => self.inner.credentials.get(*id).map(Authorization::Basic),
-            Pass::Bearer(token) => Some(Authorization::Bearer(token.authorization.clone())),
+            Pass::Basic(identity) => identity.basic(),
+            Pass::Bearer(token) => Some(token.authorization.clone()),
+            Pass::Fixed(token) => secret_header(&format!("Bearer {}", token.expose())),
         };
         self.inner.follow(self.endpoint, self.ask, authorization).await
     }
@@ -205,21 +286,25 @@ impl Visit<'_> {
         let now = Instant::now();
         if let Some(token) = self.inner.tokens.get(&self.key, now) {
             if token.is_due(now) {
-                let (inner, grant, identity) = (Arc::clone(self.inner), token.grant.clone(), self.identity);
+                let (inner, grant, identity) = (Arc::clone(self.inner), token.grant.clone(), self.identity.clone());
                 // The flight runs on by itself; who comes after its end finds the new token.
                 drop(self.inner.tokens.fetch(&self.key, async move { inner.fetch_token(grant, identity).await }));
             }
             self.offered = self.identity.is_some();
             return Pass::Bearer(token);
         }
-        let basic = self.identity.filter(|_| self.endpoint.speaks_basic());
+        if let Some(Login::RegistryToken(token)) = self.identity.as_ref().map(|identity| &identity.login) {
+            self.offered = true;
+            return Pass::Fixed(token.clone());
+        }
+        let basic = self.identity.clone().filter(|_| self.endpoint.speaks_basic());
         self.offered = basic.is_some();
         basic.map_or(Pass::Nothing, Pass::Basic)
     }
 
     fn drop_pass(&self, pass: &Pass) {
         match pass {
-            Pass::Nothing => {}
+            Pass::Nothing | Pass::Fixed(_) => {}
             Pass::Basic(_) => self.endpoint.remember_basic(false),
             Pass::Bearer(token) => self.inner.tokens.forget(&self.key, token),
         }
@@ -242,10 +327,12 @@ impl Visit<'_> {
 
     async fn pass_for(&mut self, challenge: &Challenge, more: Option<String>) -> Result<Pass, Failure> {
         let Challenge::Bearer { realm, service, .. } = challenge else {
-            let Some(id) = self.identity else { return Ok(Pass::Nothing) };
+            let Some(identity) = self.identity.clone().filter(|identity| identity.basic().is_some()) else {
+                return Ok(Pass::Nothing);
+            };
             self.offered = true;
             self.endpoint.remember_basic(true);
-            return Ok(Pass::Basic(id));
+            return Ok(Pass::Basic(identity));
         };
         let realm = self.inner.realm(self.endpoint, realm, self.identity.is_some())?;
         self.offered = self.identity.is_some();
@@ -257,7 +344,7 @@ impl Visit<'_> {
         let held = self.inner.tokens.get(&self.key, Instant::now()).filter(|token| token.grant == grant);
         let token = match held {
             Some(token) => token,
-            None => self.inner.token(&self.key, grant).await?,
+            None => self.inner.token(&self.key, grant, self.identity.clone()).await?,
         };
         Ok(Pass::Bearer(token))
     }
@@ -266,11 +353,18 @@ impl Visit<'_> {
         // A token server has accepted the credential when it gave out a token; a password is accepted by the registry.
         let accepted = match pass {
             Pass::Nothing => false,
-            Pass::Basic(_) => status != StatusCode::UNAUTHORIZED,
+            Pass::Basic(_) | Pass::Fixed(_) => status != StatusCode::UNAUTHORIZED,
             Pass::Bearer(_) => self.identity.is_some(),
         };
         UpstreamErrorKind::Refused { status: status.as_u16(), anonymous: !accepted, rejected: None }.into()
     }
+}
+
+/// A header's value that is never shown; `None` when it can't be sent.
+pub(super) fn secret_header(text: &str) -> Option<HeaderValue> {
+    let mut value = HeaderValue::try_from(text).ok()?;
+    value.set_sensitive(true);
+    Some(value)
 }
 
 fn missing_scope(reply: &Reply) -> Option<String> {

@@ -13,6 +13,7 @@ use tokio::time::timeout;
 use super::error::{Failure, Phase, UpstreamError, UpstreamErrorKind};
 use super::lanes::{Lane, Permit, Use};
 use super::manifests::{as_it_is, no_page, number, whole};
+use super::pace::Pace;
 use super::request::{Answer, Ask};
 use super::{Access, Upstream};
 use crate::metrics::Counter;
@@ -65,6 +66,7 @@ struct BodyReader {
     /// What must still come, where that is known.
     missing: Option<u64>,
     received: Counter,
+    paces: Vec<Pace>,
     /// Held while the connection is in use.
     _permit: Permit,
 }
@@ -81,7 +83,7 @@ impl Upstream {
         access: Access,
     ) -> Result<BlobHead, UpstreamError> {
         let ask = Ask { method: Method::HEAD, access, ..Ask::get("blob", repository, format!("blobs/{digest}")) };
-        match self.0.ask(&ask).await {
+        match self.ask(ask.clone()).await {
             Ok(answer) => {
                 self.checked(whole(&answer), &answer)?;
                 self.checked(as_it_is(answer.response.headers()), &answer)?;
@@ -99,7 +101,7 @@ impl Upstream {
     }
 
     async fn head_by_get(&self, ask: Ask<'_>) -> Result<BlobHead, UpstreamError> {
-        let answer = self.0.ask(&ask).await?;
+        let answer = self.ask(ask.clone()).await?;
         let headers = answer.response.headers();
         self.checked(no_page(headers), &answer)?;
         let size_bytes = match (answer.response.status(), content_range(headers)) {
@@ -125,13 +127,14 @@ impl Upstream {
         range: Option<BlobRange>,
         lane: Lane,
     ) -> Result<BlobStream, UpstreamError> {
+        let lane = if self.background { Lane::Background } else { lane };
         let ask = Ask {
             range,
             wanted: Use::Body(lane),
             blob: Some(digest),
             ..Ask::get("blob", repository, format!("blobs/{digest}"))
         };
-        let answer = self.0.ask(&ask).await?;
+        let answer = self.ask(ask.clone()).await?;
         self.checked(as_it_is(answer.response.headers()), &answer)?;
         self.checked(no_page(answer.response.headers()), &answer)?;
         let extent = self.checked(extent(answer.response.status(), answer.response.headers(), range), &answer)?;
@@ -139,11 +142,12 @@ impl Upstream {
         let Answer { response, endpoint, permit } = answer;
         let reader = BodyReader {
             response,
-            upstream: self.0.name.clone(),
+            upstream: self.inner.name.clone(),
             endpoint: endpoint.clone(),
-            idle_timeout: self.0.client.settings.read_idle_timeout,
+            idle_timeout: self.inner.client.settings.read_idle_timeout,
             missing: length,
-            received: self.0.client.byte_counter(),
+            received: self.inner.client.byte_counter(),
+            paces: self.inner.client.settings.paces.clone(),
             _permit: permit,
         };
         Ok(BlobStream { offset, total_bytes, length, endpoint, body: reader.into_stream() })
@@ -249,6 +253,9 @@ impl BodyReader {
         };
         let received = piece.as_ref().map_or(0, Bytes::len) as u64;
         self.received.inc_by(received);
+        for pace in &self.paces {
+            pace.keep(received).await;
+        }
         if let Some(missing) = &mut self.missing {
             *missing = missing
                 .checked_sub(received)

@@ -11,8 +11,11 @@ use tokio::sync::OnceCell;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::error::{Failure, Phase, UpstreamErrorKind};
+use super::pace::Pace;
+use super::proxy::Proxy;
+use super::quota::Quota;
 use super::resolver::Resolver;
-use super::roots;
+use super::roots::{self, ClientCertificate};
 use crate::metrics::{Counter, Metrics, UpstreamLabels};
 use crate::tasks::Pool;
 
@@ -21,6 +24,10 @@ use crate::tasks::Pool;
 pub(super) struct Settings {
     pub(super) ca_file: Option<PathBuf>,
     pub(super) skip_verify: bool,
+    pub(super) client_cert: Option<ClientCertificate>,
+    pub(super) proxy: Proxy,
+    /// What bodies keep to: the upstream's own cap, and that of all.
+    pub(super) paces: Vec<Pace>,
     pub(super) connect_timeout: Duration,
     pub(super) header_timeout: Duration,
     pub(super) read_idle_timeout: Duration,
@@ -33,6 +40,7 @@ pub(super) struct Client {
     pub(super) settings: Settings,
     resolver: Resolver,
     metrics: Arc<Metrics>,
+    pub(super) quota: Quota,
     built: OnceCell<reqwest::Client>,
 }
 
@@ -48,7 +56,7 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl Client {
     pub(super) fn new(upstream: String, settings: Settings, resolver: Resolver, metrics: Arc<Metrics>) -> Self {
-        Self { upstream, settings, resolver, metrics, built: OnceCell::new() }
+        Self { upstream, settings, resolver, metrics, quota: Quota::default(), built: OnceCell::new() }
     }
 
     pub(super) fn metrics(&self) -> &Metrics {
@@ -66,15 +74,17 @@ impl Client {
     }
 
     async fn build(&self) -> Result<reqwest::Client, Failure> {
-        let unusable = |cause: String| Failure { kind: UpstreamErrorKind::Tls, cause: Some(cause) };
-        let (ca_file, skip_verify) = (self.settings.ca_file.clone(), self.settings.skip_verify);
+        let unusable = |cause: String| Failure { cause: Some(cause), ..UpstreamErrorKind::Tls.into() };
+        let Settings { ca_file, skip_verify, client_cert, .. } = &self.settings;
+        let (ca_file, skip_verify, own) = (ca_file.clone(), *skip_verify, client_cert.clone());
         // Certificates are read from files, which takes a while; the thread ends with the pool.
         let pool = Pool::new("tls-roots", 1).map_err(|error| unusable(error.to_string()))?;
         let tls = pool
-            .run(move || roots::settings(ca_file.as_deref(), skip_verify))
+            .run(move || roots::settings(ca_file.as_deref(), skip_verify, own.as_ref()))
             .await
             .map_err(|error| unusable(error.to_string()))?;
-        reqwest::Client::builder()
+        let builder = self.settings.proxy.lay_on(reqwest::Client::builder())?;
+        builder
             .tls_backend_preconfigured(tls)
             .dns_resolver(self.resolver.clone())
             .user_agent(USER_AGENT)
@@ -119,11 +129,8 @@ impl Client {
         result
     }
 
-    /// Docker Hub's `ratelimit-remaining: 20;w=21600`.
     fn note_quota(&self, response: &Response) {
-        let header = response.headers().get("ratelimit-remaining").and_then(|value| value.to_str().ok());
-        let remaining = header.and_then(|text| text.split(';').next()?.trim().parse().ok());
-        if let Some(remaining) = remaining {
+        if let Some(remaining) = self.quota.heard(response.status(), response.headers(), Instant::now()) {
             let labels = UpstreamLabels { upstream: self.upstream.clone() };
             self.metrics.upstream_ratelimit_remaining.get_or_create(&labels).set(remaining);
         }

@@ -1,5 +1,6 @@
 //! One endpoint of an upstream: its address, and what was learnt about it.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -8,23 +9,29 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 use url::Url;
 
-use super::credentials::CredentialId;
+use super::EndpointOptions;
+use super::credentials::{CredentialId, CredentialSource, Credentials};
+use super::health::Health;
 use super::redirect::place;
-use crate::oci::Repository;
+use crate::oci::{Repository, RepositoryName};
 
 /// An endpoint and its memory. Nothing here outlives the process.
 #[derive(Debug)]
 pub(super) struct Endpoint {
     pub(super) url: Url,
     label: String,
+    /// Another mirror, which must be told which of its upstreams is meant.
+    pub(super) mirror: bool,
+    /// Where the upstream's repositories begin there.
+    prefix: Option<RepositoryName>,
+    /// Credentials for it alone.
+    pub(super) own: Option<Credentials>,
+    pub(super) health: Health,
     /// It asked for Basic, so that is sent without being asked.
     basic: AtomicBool,
-    failed: Mutex<Option<Instant>>,
     rejected: Mutex<HashMap<(CredentialId, Repository), Instant>>,
 }
 
-/// How long an endpoint that failed is tried after the others.
-const FAILED_FOR: Duration = Duration::from_secs(10);
 /// How long a rejected credential is not offered again for a repository.
 const REJECTED_FOR: Duration = Duration::from_mins(10);
 const REJECTED_MAX: usize = 4096;
@@ -32,7 +39,8 @@ const REJECTED_MAX: usize = 4096;
 // === impl Endpoint ===
 
 impl Endpoint {
-    pub(super) fn new(mut url: Url) -> Self {
+    pub(super) fn new(options: EndpointOptions) -> Self {
+        let EndpointOptions { mut url, mirror, repository_prefix: prefix, credential } = options;
         url.set_query(None);
         url.set_fragment(None);
         // Credentials have their own place. These can't fail: an endpoint has a host.
@@ -42,8 +50,11 @@ impl Endpoint {
         Self {
             url,
             label,
+            mirror,
+            prefix,
+            own: credential.map(|credential| Credentials::new(vec![CredentialSource::Password(credential)])),
+            health: Health::default(),
             basic: AtomicBool::new(false),
-            failed: Mutex::new(None),
             rejected: Mutex::new(HashMap::new()),
         }
     }
@@ -61,25 +72,20 @@ impl Endpoint {
         url
     }
 
+    /// What a repository of the upstream is called there.
+    pub(super) fn repository<'a>(&self, name: &'a RepositoryName) -> Cow<'a, str> {
+        match &self.prefix {
+            Some(prefix) => format!("{prefix}/{name}").into(),
+            None => name.as_str().into(),
+        }
+    }
+
     pub(super) fn speaks_basic(&self) -> bool {
         self.basic.load(Ordering::Relaxed)
     }
 
     pub(super) fn remember_basic(&self, basic: bool) {
         self.basic.store(basic, Ordering::Relaxed);
-    }
-
-    pub(super) fn remember_failure(&self) {
-        *self.failed.lock() = Some(Instant::now());
-    }
-
-    pub(super) fn remember_success(&self) {
-        *self.failed.lock() = None;
-    }
-
-    /// Whether it failed a short while ago.
-    pub(super) fn has_failed(&self) -> bool {
-        self.failed.lock().is_some_and(|when| when.elapsed() < FAILED_FOR)
     }
 
     pub(super) fn has_rejected(&self, id: CredentialId, repository: &Repository) -> bool {
@@ -109,7 +115,8 @@ mod tests {
             ("https://registry.example/", "https://registry.example/v2/a/tags/list"),
             ("http://u:p@h:5000/base/?x=y#z", "http://h:5000/base/v2/a/tags/list"),
         ] {
-            assert_eq!(Endpoint::new(endpoint.parse().unwrap()).address("a/tags/list").as_str(), address);
+            let endpoint = Endpoint::new(EndpointOptions::at(endpoint.parse().unwrap()));
+            assert_eq!(endpoint.address("a/tags/list").as_str(), address);
         }
     }
 }

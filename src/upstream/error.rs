@@ -45,9 +45,13 @@ pub enum UpstreamErrorKind {
     },
     /// Any other status that is no answer: 5xx, or an odd one.
     Status(u16),
-    /// No connection: the name is unknown, nobody listens, or the network is down.
+    /// No connection: nobody listens, or the network is down.
     Connect,
-    /// A connection, but no TLS session that we trust; or no usable TLS settings of our own.
+    /// No connection: its name can't be looked up.
+    Name,
+    /// A connection, but a certificate that nobody vouches for, or that is another's: maybe it is not who we think.
+    Certificate,
+    /// A connection, but no TLS session; or no usable TLS settings of our own.
     Tls,
     /// A deadline passed.
     Timeout(Phase),
@@ -77,6 +81,8 @@ pub enum Phase {
 pub(super) struct Failure {
     pub(super) kind: UpstreamErrorKind,
     pub(super) cause: Option<String>,
+    /// It happened where a redirect led to, and says nothing of the endpoint.
+    pub(super) left: bool,
 }
 
 /// How much of a foreign text goes into a message.
@@ -113,10 +119,26 @@ impl UpstreamErrorKind {
     /// See [`UpstreamError::is_transient`].
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::RateLimited { .. } | Self::Connect | Self::Tls | Self::Timeout(_) | Self::Broken => true,
+            Self::RateLimited { .. }
+            | Self::Connect
+            | Self::Name
+            | Self::Certificate
+            | Self::Tls
+            | Self::Timeout(_)
+            | Self::Broken => true,
             Self::Status(status) => *status >= 500 || *status == 408,
             Self::NotFound { .. } | Self::Refused { .. } | Self::Protocol(_) | Self::RedirectRefused => false,
         }
+    }
+
+    /// Whether it is an answer about what was asked for, if not the one that was hoped for.
+    pub(super) fn is_verdict(&self) -> bool {
+        matches!(self, Self::NotFound { .. } | Self::Refused { .. })
+    }
+
+    /// Whether a token server's answer to a POST may mean that it only knows GET.
+    pub(super) fn means_no_post(&self) -> bool {
+        matches!(self, Self::Refused { status: 401, .. } | Self::Status(400 | 404 | 405))
     }
 
     pub(super) fn is_anonymous_refusal(&self) -> bool {
@@ -136,7 +158,11 @@ impl UpstreamErrorKind {
             Self::RateLimited { .. } => "try again later, or configure a credential with a higher limit",
             Self::Status(_) => "check the registry's own status and logs",
             Self::Connect => "check that it is up and that this host may reach it",
-            Self::Tls => "check its certificate, or set ca_file for this upstream",
+            Self::Name => "check the name, and that this host can look names up",
+            Self::Certificate => {
+                "if it is signed by an authority of your own, set ca_file for this upstream; else somebody may be in between"
+            }
+            Self::Tls => "check that it speaks TLS, and this upstream's ca_file and client_cert",
             Self::Timeout(Phase::Queue) => "try again, or raise max_connections for this upstream",
             Self::Timeout(Phase::Connect | Phase::Header | Phase::Body) | Self::Broken => {
                 "check the registry and the network on the way to it"
@@ -163,6 +189,8 @@ impl fmt::Display for UpstreamErrorKind {
             Self::Status(status) if *status >= 500 => write!(f, "failed: {status}"),
             Self::Status(status) => write!(f, "gave an answer that means nothing here: {status}"),
             Self::Connect => f.write_str("can't be reached"),
+            Self::Name => f.write_str("can't be found by its name"),
+            Self::Certificate => f.write_str("shows a certificate that is not trusted"),
             Self::Tls => f.write_str("can't be talked to over TLS"),
             Self::Timeout(Phase::Queue) => f.write_str("is busy with our other requests"),
             Self::Timeout(Phase::Connect) => f.write_str("did not accept a connection in time"),
@@ -179,11 +207,11 @@ impl fmt::Display for UpstreamErrorKind {
 
 impl Failure {
     pub(super) fn protocol(what: impl Into<String>) -> Self {
-        Self { kind: UpstreamErrorKind::Protocol(what.into()), cause: None }
+        UpstreamErrorKind::Protocol(what.into()).into()
     }
 
     pub(super) fn refused_target(why: impl Into<String>) -> Self {
-        Self { kind: UpstreamErrorKind::RedirectRefused, cause: Some(why.into()) }
+        Self { cause: Some(why.into()), ..UpstreamErrorKind::RedirectRefused.into() }
     }
 
     pub(super) fn timeout(phase: Phase) -> Self {
@@ -198,8 +226,13 @@ impl Failure {
         if let Some(refused) = refused {
             return Self::refused_target(refused.to_string());
         }
-        let kind = if causes.clone().any(<dyn StdError>::is::<rustls::Error>) {
+        let tls = causes.clone().find_map(<dyn StdError>::downcast_ref::<rustls::Error>);
+        let kind = if let Some(rustls::Error::InvalidCertificate(_)) = tls {
+            UpstreamErrorKind::Certificate
+        } else if tls.is_some() {
             UpstreamErrorKind::Tls
+        } else if causes.clone().any(<dyn StdError>::is::<super::resolver::NoAddress>) {
+            UpstreamErrorKind::Name
         } else if error.is_connect() && error.is_timeout() {
             UpstreamErrorKind::Timeout(Phase::Connect)
         } else if error.is_connect() {
@@ -208,12 +241,22 @@ impl Failure {
             UpstreamErrorKind::Broken
         };
         let cause = causes.skip(1).last().map(|cause| shortened(&cause.to_string()));
-        Self { kind, cause }
+        Self { cause, ..kind.into() }
     }
 
     /// Says that it was not the registry itself that failed, but the server that hands out its tokens.
     pub(super) fn at_token_server(self, server: &str) -> Self {
         self.because(format!("token server {server}"))
+    }
+
+    /// Says that it happened where a redirect led to, if that is so.
+    pub(super) fn after_leaving(self, left: bool) -> Self {
+        Self { left: self.left || left, ..self }
+    }
+
+    /// Says that this is what was found a moment ago, and that the endpoint was not asked again.
+    pub(super) fn left_alone(self) -> Self {
+        self.because("as of a moment ago".to_owned())
     }
 
     /// Puts `reason` in front of the cause.
@@ -222,7 +265,7 @@ impl Failure {
             Some(cause) => format!("{reason}: {cause}"),
             None => reason,
         };
-        Self { kind: self.kind, cause: Some(cause) }
+        Self { cause: Some(cause), ..self }
     }
 
     /// Says of a refusal that the credential configured for `scope` was tried before, and rejected.
@@ -241,8 +284,8 @@ impl Failure {
     pub(super) fn metric_status(&self) -> &'static str {
         match self.kind {
             UpstreamErrorKind::Timeout(_) => "timeout",
-            UpstreamErrorKind::Tls => "tls",
-            UpstreamErrorKind::Connect | UpstreamErrorKind::RedirectRefused => "connect",
+            UpstreamErrorKind::Tls | UpstreamErrorKind::Certificate => "tls",
+            UpstreamErrorKind::Connect | UpstreamErrorKind::Name | UpstreamErrorKind::RedirectRefused => "connect",
             _ => "broken",
         }
     }
@@ -259,7 +302,7 @@ impl Failure {
 
 impl From<UpstreamErrorKind> for Failure {
     fn from(kind: UpstreamErrorKind) -> Self {
-        Self { kind, cause: None }
+        Self { kind, cause: None, left: false }
     }
 }
 

@@ -80,12 +80,12 @@ impl Upstream {
     ) -> Result<TagPage, UpstreamError> {
         let query = page_query(limit, last);
         let ask = Ask { query, access, wanted: Use::List, ..Ask::get("tags", repository, "tags/list".to_owned()) };
-        let answer = self.0.ask(&ask).await?;
+        let answer = self.ask(ask).await?;
         self.checked(whole(&answer), &answer)?;
         self.checked(as_it_is(answer.response.headers()), &answer)?;
         let (next, endpoint) = (link::next(answer.response.headers()), answer.endpoint.clone());
         let body = self.body(answer, TAGS_BYTES_MAX).await?;
-        let tags = tags(&body).map_err(|failure| failure.at(&self.0.name, &endpoint))?;
+        let tags = tags(&body).map_err(|failure| failure.at(&self.inner.name, &endpoint))?;
         let next = next.and_then(|target| cursor(&target, &tags));
         Ok(TagPage { tags, next })
     }
@@ -99,7 +99,7 @@ impl Upstream {
             return Ok(Referrers::Unsupported);
         };
         let ReferrersPage { mut list, mut next, mut bytes, endpoint } = first;
-        let wrong = |what: String| Failure::protocol(what).at(&self.0.name, &endpoint);
+        let wrong = |what: String| Failure::protocol(what).at(&self.inner.name, &endpoint);
         for _ in 1..REFERRERS_PAGES_MAX {
             let Some(query) = next else { return Ok(Referrers::List(list)) };
             let page = self.referrers_page(repository, subject, Some(query), REFERRERS_BYTES_MAX - bytes).await?;
@@ -128,7 +128,7 @@ impl Upstream {
             query,
             ..Ask::get("referrers", repository, format!("referrers/{subject}"))
         };
-        let answer = match self.0.ask(&ask).await {
+        let answer = match self.ask(ask).await {
             Ok(answer) if answer.response.status() == StatusCode::OK => answer,
             Err(error) if !means_unsupported(&error.kind) => return Err(error),
             Ok(_) | Err(_) => return Ok(None),
@@ -141,7 +141,7 @@ impl Upstream {
         match referrers::Referrers::parse(&body) {
             Ok(list) => Ok(Some(ReferrersPage { list, bytes: body.len(), next, endpoint })),
             Err(_) if is_page(&body) => Ok(None),
-            Err(error) => Err(Failure::protocol(error.to_string()).at(&self.0.name, &endpoint)),
+            Err(error) => Err(Failure::protocol(error.to_string()).at(&self.inner.name, &endpoint)),
         }
     }
 }

@@ -75,7 +75,7 @@ impl Upstream {
             accept: Some(media::ACCEPT_MANIFESTS),
             ..Ask::get("manifest", repository, format!("manifests/{reference}"))
         };
-        let answer = self.0.ask(&ask).await?;
+        let answer = self.ask(ask).await?;
         self.checked(whole(&answer), &answer)?;
         self.checked(as_it_is(answer.response.headers()), &answer)?;
         self.checked(no_page(answer.response.headers()), &answer)?;
@@ -85,14 +85,14 @@ impl Upstream {
     /// Reads a whole body.
     pub(super) async fn body(&self, answer: Answer, bytes_max: usize) -> Result<Bytes, UpstreamError> {
         let Answer { response, endpoint, permit } = answer;
-        let body = self.0.client.collect(response, bytes_max).await;
+        let body = self.inner.client.collect(response, bytes_max).await;
         drop(permit);
-        body.map_err(|failure| failure.at(&self.0.name, &endpoint))
+        body.map_err(|failure| failure.at(&self.inner.name, &endpoint))
     }
 
     /// Says where a check failed.
     pub(super) fn checked<T>(&self, result: Result<T, Failure>, answer: &Answer) -> Result<T, UpstreamError> {
-        result.map_err(|failure| failure.at(&self.0.name, &answer.endpoint))
+        result.map_err(|failure| failure.at(&self.inner.name, &answer.endpoint))
     }
 }
 

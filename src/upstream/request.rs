@@ -1,21 +1,21 @@
 //! A request's journey: a free connection, the endpoints in order, redirects, and what the answer's status means.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use reqwest::{Method, Response};
+use tokio::time::Instant;
 use url::Url;
 
-use super::credentials::{Credential, CredentialId};
+use super::answer::{oci_error_code, status_failure};
+use super::credentials::{Credentials, Identity};
 use super::endpoint::Endpoint;
-use super::error::{Failure, Phase, UpstreamError, UpstreamErrorKind, shortened};
+use super::error::{Failure, Phase, UpstreamError, UpstreamErrorKind};
 use super::lanes::{Permit, Use};
 use super::locations::Location;
 use super::manifests::no_page;
 use super::redirect::{HOPS_MAX, Rules, Target, same_place};
-use super::{Access, BlobRange, Inner, credentials};
-use crate::clock::Timestamp;
+use super::{Access, BlobRange, Inner, via};
 use crate::oci::{Digest, Repository};
 
 /// What is asked of an upstream.
@@ -37,13 +37,8 @@ pub(super) struct Ask<'a> {
     pub(super) wanted: Use,
     /// The blob whose bytes are asked for.
     pub(super) blob: Option<&'a Digest>,
-}
-
-/// What is sent to prove who we are. Never crosses to another host or port.
-#[derive(Clone, Debug)]
-pub(super) enum Authorization<'a> {
-    Basic(&'a Credential),
-    Bearer(HeaderValue),
+    /// The mirrors that the question has come through.
+    pub(super) via: Option<Arc<str>>,
 }
 
 /// An answer at the end of its redirects.
@@ -66,10 +61,6 @@ pub(super) struct Answer {
 
 /// Error bodies are looked into up to this size.
 const ERROR_BYTES_MAX: usize = 64 * 1024;
-/// A `Retry-After` beyond this is taken for this.
-const RETRY_AFTER_MAX: Duration = Duration::from_hours(24);
-/// The longest code in the specification has 21 characters.
-const ERROR_CODE_LEN_MAX: usize = 40;
 
 // === impl Ask ===
 
@@ -88,17 +79,22 @@ impl<'a> Ask<'a> {
             may_leave: true,
             wanted: Use::Check,
             blob: None,
+            via: None,
         }
     }
 
     /// The scope that a token needs for it.
-    pub(super) fn scope(&self) -> String {
-        format!("repository:{}:pull", self.repository.name)
+    pub(super) fn scope(&self, endpoint: &Endpoint) -> String {
+        format!("repository:{}:pull", endpoint.repository(&self.repository.name))
     }
 
     fn address(&self, endpoint: &Endpoint) -> Url {
-        let mut url = endpoint.address(&format!("{}/{}", self.repository.name, self.what));
+        let mut url = endpoint.address(&format!("{}/{}", endpoint.repository(&self.repository.name), self.what));
         url.set_query(self.query.as_deref());
+        if endpoint.mirror {
+            // Another mirror has many upstreams, and must be told which one is meant.
+            url.query_pairs_mut().append_pair("ns", self.repository.registry.as_str());
+        }
         url
     }
 }
@@ -124,36 +120,39 @@ impl Inner {
         if let Some((response, endpoint)) = self.ask_where_it_lay(ask).await? {
             return Ok(Answer { response, endpoint, permit });
         }
-        let mut first_error = None;
+        let mut errors = Vec::new();
         for endpoint in self.endpoints_in_order() {
+            let turn = match endpoint.health.enter(Instant::now()) {
+                Ok(turn) => turn,
+                Err(failure) => {
+                    errors.push(failure.at(&self.name, endpoint.label()));
+                    continue;
+                }
+            };
             // Boxed, for the way through redirects and tokens is a long one.
             let result = Box::pin(self.ask_endpoint(endpoint, ask)).await;
             match result {
                 Ok(response) => {
-                    endpoint.remember_success();
+                    turn.succeeded();
                     self.client.metrics().upstream_succeeded(&self.name);
                     return Ok(Answer { response, endpoint: endpoint.label().to_owned(), permit });
                 }
                 Err(failure) => {
+                    turn.ended(&failure, Instant::now());
                     let error = failure.at(&self.name, endpoint.label());
                     tracing::debug!(repository = %ask.repository, kind = ask.kind, %error, "upstream request failed");
-                    if !error.is_transient() {
-                        self.note_verdict(endpoint, &error);
+                    // What another mirror does not have, or not give, may well be had further on.
+                    if !error.is_transient() && !endpoint.mirror {
+                        if error.kind.is_verdict() {
+                            self.client.metrics().upstream_succeeded(&self.name);
+                        }
                         return Err(error);
                     }
-                    endpoint.remember_failure();
-                    first_error.get_or_insert(error);
+                    errors.push(error);
                 }
             }
         }
-        Err(first_error.unwrap_or_else(|| Failure::protocol("it has no endpoints").at(&self.name, "-")))
-    }
-
-    fn note_verdict(&self, endpoint: &Endpoint, error: &UpstreamError) {
-        if let UpstreamErrorKind::NotFound { .. } | UpstreamErrorKind::Refused { .. } = error.kind {
-            endpoint.remember_success();
-            self.client.metrics().upstream_succeeded(&self.name);
-        }
+        Err(most_telling(errors).unwrap_or_else(|| Failure::protocol("it has no endpoints").at(&self.name, "-")))
     }
 
     async fn permit(&self, wanted: Use) -> Result<Permit, UpstreamError> {
@@ -171,7 +170,7 @@ impl Inner {
         let Some(location) = self.locations.get(ask.repository, digest) else { return Ok(None) };
         let Some(endpoint) = self.endpoints.get(location.endpoint) else { return Ok(None) };
         let at = |failure: Failure| failure.at(&self.name, endpoint.label());
-        let request = self.request(ask, &location.url, None).await.map_err(at)?;
+        let request = self.request(ask, &location.url, None, None).await.map_err(at)?;
         match self.client.send(ask.kind, request).await {
             Ok(response) if is_content(&response) => {
                 self.client.metrics().upstream_succeeded(&self.name);
@@ -202,8 +201,9 @@ impl Inner {
 
     /// As configured, but those that failed just now come last.
     fn endpoints_in_order(&self) -> Vec<&Endpoint> {
+        let now = Instant::now();
         let (failed, fine): (Vec<&Endpoint>, Vec<&Endpoint>) =
-            self.endpoints.iter().partition(|endpoint| endpoint.has_failed());
+            self.endpoints.iter().partition(|endpoint| endpoint.health.has_failed(now));
         fine.into_iter().chain(failed).collect()
     }
 
@@ -217,7 +217,7 @@ impl Inner {
                 Ok(reply.response)
             }
             _ if status.is_success() => Err(Failure::protocol(format!("status {status} to a read"))),
-            _ => Err(self.failure_of(reply).await),
+            _ => Err(self.failure_of(endpoint, reply).await),
         }
     }
 
@@ -230,25 +230,37 @@ impl Inner {
     }
 
     /// Reads an answer that is none, its body included.
-    async fn failure_of(&self, reply: Reply) -> Failure {
+    async fn failure_of(&self, endpoint: &Endpoint, reply: Reply) -> Failure {
         let mut failure = status_failure(reply.response.status(), reply.response.headers());
         let not_found = reply.response.status() == StatusCode::NOT_FOUND;
+        // Another mirror says in words what it could not do, also where an answer has no body.
+        let warned = via::warning(reply.response.headers()).filter(|_| endpoint.mirror);
         let code = match self.client.collect(reply.response, ERROR_BYTES_MAX).await {
             Ok(body) => oci_error_code(&body),
             Err(_) => None,
         };
         if not_found {
-            failure.kind = UpstreamErrorKind::NotFound { oci_body: code.is_some() && !reply.left };
+            let oci_body = code.is_some() && !reply.left && !endpoint.mirror;
+            failure.kind = UpstreamErrorKind::NotFound { oci_body };
         }
-        failure.cause = code;
-        failure
+        failure.cause = warned.or(code);
+        failure.after_leaving(reply.left)
     }
 
-    /// The credential for what is asked, unless nobody's rights are wanted.
-    pub(super) fn identity(&self, ask: &Ask<'_>) -> Option<CredentialId> {
+    /// Who we are for what is asked, unless nobody's rights are wanted.
+    pub(super) async fn identity(&self, endpoint: &Endpoint, ask: &Ask<'_>) -> Option<Arc<Identity>> {
         match ask.access {
             Access::Anonymous => None,
-            Access::Configured => credentials::for_repository(&self.credentials, ask.repository),
+            Access::Configured => self.credentials_at(endpoint)?.for_repository(ask.repository).await,
+        }
+    }
+
+    /// The credentials that may be shown to an endpoint: its own, or the upstream's. A mirror is not the upstream.
+    pub(super) fn credentials_at<'a>(&'a self, endpoint: &'a Endpoint) -> Option<&'a Credentials> {
+        match &endpoint.own {
+            Some(own) => Some(own),
+            None if endpoint.mirror => None,
+            None => Some(&self.credentials),
         }
     }
 
@@ -257,20 +269,23 @@ impl Inner {
         self: &Arc<Self>,
         endpoint: &Endpoint,
         ask: &Ask<'_>,
-        authorization: Option<Authorization<'_>>,
+        authorization: Option<HeaderValue>,
     ) -> Result<Reply, Failure> {
         let mut url = ask.address(endpoint);
         let (mut authorization, mut left, mut opened) = (authorization, false, false);
+        let mut via = endpoint.mirror.then(|| self.via.with(ask.via.as_deref()));
         let mut hops = 0;
         loop {
-            let response = self.client.send(ask.kind, self.request(ask, &url, authorization.as_ref()).await?).await?;
+            let request = self.request(ask, &url, authorization.as_ref(), via.as_ref()).await?;
+            let sent = self.client.send(ask.kind, request).await;
+            let response = sent.map_err(|failure| failure.after_leaving(left))?;
             let status = response.status();
             if left && status == StatusCode::UNAUTHORIZED && !opened {
                 opened = true;
                 let Some(pass) = self.foreign_pass(endpoint, &url, response.headers()).await else {
                     return Ok(Reply { response, left, opened });
                 };
-                authorization = Some(Authorization::Bearer(pass));
+                authorization = Some(pass);
                 self.client.drain(response).await;
                 continue;
             }
@@ -289,6 +304,7 @@ impl Inner {
             if !same_place(&url, &next) {
                 // Once away it stays away, also when a later hop leads back.
                 authorization = None;
+                via = None;
                 left = !same_place(&endpoint.url, &next);
             }
             url = next;
@@ -299,7 +315,8 @@ impl Inner {
         &self,
         ask: &Ask<'_>,
         url: &Url,
-        authorization: Option<&Authorization<'_>>,
+        authorization: Option<&HeaderValue>,
+        via: Option<&HeaderValue>,
     ) -> Result<reqwest::Request, Failure> {
         let mut request = self
             .client
@@ -313,13 +330,11 @@ impl Inner {
         if let Some(range) = ask.range {
             request = request.header(header::RANGE, range.to_string());
         }
-        request = match authorization {
-            None => request,
-            Some(Authorization::Basic(credential)) => {
-                request.basic_auth(&credential.username, Some(credential.password.expose()))
+        for (name, value) in [(header::AUTHORIZATION, authorization), (header::VIA, via)] {
+            if let Some(value) = value {
+                request = request.header(name, value.clone());
             }
-            Some(Authorization::Bearer(value)) => request.header(header::AUTHORIZATION, value.clone()),
-        };
+        }
         request.build().map_err(|error| Failure::protocol(error.without_url().to_string()))
     }
 
@@ -350,12 +365,10 @@ impl Inner {
     }
 }
 
-/// A failed answer by its status alone. 401, 403 and 404 mean more than that to those who know what was asked.
-pub(super) fn status_failure(status: StatusCode, headers: &HeaderMap) -> Failure {
-    match status {
-        StatusCode::TOO_MANY_REQUESTS => UpstreamErrorKind::RateLimited { retry_after: retry_after(headers) }.into(),
-        _ => UpstreamErrorKind::Status(status.as_u16()).into(),
-    }
+/// What is told when no endpoint helped: the first trouble, for error beats lie; else the first verdict.
+fn most_telling(errors: Vec<UpstreamError>) -> Option<UpstreamError> {
+    let trouble = errors.iter().position(UpstreamError::is_transient);
+    errors.into_iter().nth(trouble.unwrap_or(0))
 }
 
 /// Whether an answer to a question for a blob brings bytes of it.
@@ -370,61 +383,4 @@ fn is_redirect(status: StatusCode) -> bool {
 fn leads_away(current: &Url, headers: &HeaderMap) -> bool {
     let location = headers.get(header::LOCATION).and_then(|location| location.to_str().ok());
     !location.and_then(|location| current.join(location).ok()).is_some_and(|next| same_place(current, &next))
-}
-
-/// `Retry-After` in seconds or as a date.
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
-    let wait = if let Ok(seconds) = text.parse() {
-        Duration::from_secs(seconds)
-    } else {
-        let date = httpdate::parse_http_date(text).ok()?.duration_since(std::time::UNIX_EPOCH).ok()?;
-        date.saturating_sub(Duration::from_millis(Timestamp::now().0))
-    };
-    Some(wait.min(RETRY_AFTER_MAX))
-}
-
-/// The first code in an OCI error body; `None` when the body is not one.
-fn oci_error_code(body: &[u8]) -> Option<String> {
-    let answer: serde_json::Value = serde_json::from_slice(body).ok()?;
-    let code = answer.get("errors")?.get(0)?.get("code")?.as_str()?;
-    let plain = !code.is_empty()
-        && code.len() <= ERROR_CODE_LEN_MAX
-        && code.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
-    plain.then(|| shortened(code))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn waits_that_upstream_asks_for() {
-        let wait = |text: &str| {
-            let headers = HeaderMap::from_iter([(header::RETRY_AFTER, text.parse().unwrap())]);
-            retry_after(&headers).map(|wait| wait.as_secs())
-        };
-        assert_eq!(wait("120"), Some(120));
-        assert_eq!(wait(" 0 "), Some(0));
-        assert_eq!(wait("99999999999"), Some(86_400));
-        assert_eq!(wait("Fri, 31 Dec 9999 23:59:59 GMT"), Some(86_400));
-        assert_eq!(wait("Sun, 06 Nov 1994 08:49:37 GMT"), Some(0));
-        assert_eq!(wait("soon"), None);
-        assert_eq!(wait("-5"), None);
-        assert_eq!(retry_after(&HeaderMap::new()), None);
-    }
-
-    #[test]
-    fn error_bodies() {
-        for (body, code) in [
-            (r#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"x","detail":{}}]}"#, Some("MANIFEST_UNKNOWN")),
-            (r#"{"errors":[{"code":"a b <script>"}]}"#, None),
-            (r#"{"errors":[]}"#, None),
-            (r#"{"error":"not found"}"#, None),
-            ("<html>404</html>", None),
-            ("", None),
-        ] {
-            assert_eq!(oci_error_code(body.as_bytes()).as_deref(), code, "{body}");
-        }
-    }
 }

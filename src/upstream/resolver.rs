@@ -39,6 +39,11 @@ pub(super) struct Network {
 #[derive(Debug)]
 pub(super) struct NoPublicAddress(String);
 
+/// A name could not be looked up.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct NoAddress(std::io::Error);
+
 /// More names than any registry with its content networks needs.
 const GUARDED_NAMES_MAX: usize = 1024;
 
@@ -56,6 +61,14 @@ impl Resolver {
     /// count as public.
     pub(super) fn has_private_endpoint(&self) -> bool {
         self.0.state.lock().endpoints.values().any(|private| *private)
+    }
+
+    /// A name's addresses, for people to read.
+    pub(super) async fn look_up(&self, name: &str) -> std::io::Result<Vec<String>> {
+        let mut found: Vec<String> =
+            self.0.addresses(name).await?.into_iter().map(|address| address.ip().to_string()).collect();
+        found.dedup();
+        Ok(found)
     }
 
     pub(super) fn is_public(&self) -> fn(IpAddr) -> bool {
@@ -103,7 +116,7 @@ impl Resolve for Resolver {
         let shared = Arc::clone(&self.0);
         Box::pin(async move {
             let name = name.as_str().to_ascii_lowercase();
-            let found = shared.addresses(&name).await?;
+            let found = shared.addresses(&name).await.map_err(NoAddress)?;
             let admitted = shared.admit(&name, found)?;
             Ok(Box::new(admitted.into_iter()) as Addrs)
         })

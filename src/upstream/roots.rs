@@ -1,4 +1,4 @@
-//! TLS towards upstreams: whose certificates are believed.
+//! TLS towards upstreams: whose certificates are believed, and which one we show.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 
 /// Why the TLS settings of an upstream can't be used.
@@ -21,9 +21,21 @@ pub(super) enum TlsSettingsError {
     /// One of its certificates is none.
     #[error("ca_file {path}: {source}", path = path.display())]
     Certificate { path: PathBuf, source: rustls::Error },
+    /// The file of our own certificate, or of its key, can't be read or is no PEM.
+    #[error("client_cert {path}: {source}; it must hold {what} in PEM form", path = path.display())]
+    ClientCertificate { path: PathBuf, what: &'static str, source: rustls::pki_types::pem::Error },
     /// The TLS library would not have it.
     #[error("TLS settings: {0}")]
     Rustls(#[from] rustls::Error),
+}
+
+/// A certificate of our own, for upstreams that ask for one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientCertificate {
+    /// The certificate and those that vouch for it, as PEM.
+    pub cert: PathBuf,
+    /// Its key, as PEM.
+    pub key: PathBuf,
 }
 
 /// Believes any certificate, for `insecure_skip_verify`. Signatures are still checked against the certificate shown.
@@ -33,7 +45,11 @@ struct AnyCertificate(Arc<CryptoProvider>);
 /// TLS settings that believe the system's roots, the bundled ones and those in `ca_file`. Reads files: call it on a pool.
 ///
 /// The system's roots may be missing or partly unreadable (an empty image has none); the bundled ones then do.
-pub(super) fn settings(ca_file: Option<&Path>, skip_verify: bool) -> Result<ClientConfig, TlsSettingsError> {
+pub(super) fn settings(
+    ca_file: Option<&Path>,
+    skip_verify: bool,
+    own: Option<&ClientCertificate>,
+) -> Result<ClientConfig, TlsSettingsError> {
     let provider = Arc::new(ring::default_provider());
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions()?;
     let builder = if skip_verify {
@@ -41,7 +57,13 @@ pub(super) fn settings(ca_file: Option<&Path>, skip_verify: bool) -> Result<Clie
     } else {
         builder.with_root_certificates(roots(ca_file)?)
     };
-    let mut settings = builder.with_no_client_auth();
+    let mut settings = match own {
+        None => builder.with_no_client_auth(),
+        Some(own) => {
+            let (certificates, key) = client_certificate(own)?;
+            builder.with_client_auth_cert(certificates, key)?
+        }
+    };
     settings.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(settings)
 }
@@ -57,6 +79,18 @@ fn default_roots() -> RootCertStore {
         roots
     };
     ROOTS.get_or_init(load).clone()
+}
+
+fn client_certificate(
+    own: &ClientCertificate,
+) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), TlsSettingsError> {
+    let unreadable =
+        |path: &Path, what, source| TlsSettingsError::ClientCertificate { path: path.to_owned(), what, source };
+    let certificates = CertificateDer::pem_file_iter(&own.cert)
+        .and_then(Iterator::collect)
+        .map_err(|source| unreadable(&own.cert, "certificates", source))?;
+    let key = PrivateKeyDer::from_pem_file(&own.key).map_err(|source| unreadable(&own.key, "a private key", source))?;
+    Ok((certificates, key))
 }
 
 fn roots(ca_file: Option<&Path>) -> Result<RootCertStore, TlsSettingsError> {

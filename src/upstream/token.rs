@@ -90,6 +90,11 @@ impl Token {
         Ok(Self { authorization, grant, refresh: now + refresh, expires: now + lifetime })
     }
 
+    /// How long it is still good.
+    pub(super) fn lifetime(&self, now: Instant) -> Duration {
+        self.expires.saturating_duration_since(now)
+    }
+
     fn is_good(&self, now: Instant) -> bool {
         now < self.expires
     }

@@ -21,7 +21,7 @@ const MAY_USE: [(&str, &[&str]); 21] = [
     ("upstream", &["files"]),
     ("fill", &["store"]),
     ("api_client", &["upstream"]),
-    ("mirror", &["config", "fill", "upstream", "store"]),
+    ("mirror", &["config", "files", "fill", "upstream", "store"]),
     ("server", &["config", "files", "fill", "mirror", "store", "shutdown", "telemetry"]),
     ("app", &["config", "files", "server", "mirror", "fill", "upstream", "store", "shutdown", "telemetry"]),
     ("demo", &["app", "config", "shutdown"]),

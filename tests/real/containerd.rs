@@ -16,7 +16,7 @@ use crate::pulls::{self, Client};
 use crate::upstream::Upstream;
 
 /// `ctr images pull` with a containerd that holds nothing yet.
-struct Ctr;
+pub(crate) struct Ctr;
 
 /// A containerd of a test's own, and the folder with its root, state, socket and hosts.
 struct Containerd {

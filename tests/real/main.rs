@@ -4,7 +4,7 @@
 //! `cargo test --test real`. A program that is missing fails its test; nothing is skipped.
 //!
 //! Reading order: [`pulls`] says what every client must be able to do; [`skopeo`], [`containerd`] and [`podman`] are the
-//! clients; [`outage`] kills the mirror; [`conformance`] runs the OCI program. Below them: [`mirror`] (the program under
+//! clients; [`private`] puts a password and a certificate in front of upstream; [`outage`] kills the mirror; [`conformance`] runs the OCI program. Below them: [`mirror`] (the program under
 //! test), [`upstream`] (Debian's docker-registry), [`fixture`] and [`image`] (what it holds), [`process`] and [`http`].
 #![expect(clippy::expect_used, clippy::print_stderr, reason = "a test fails by panicking, and says why")]
 
@@ -16,6 +16,7 @@ mod image;
 mod mirror;
 mod outage;
 mod podman;
+mod private;
 mod process;
 mod pulls;
 mod skopeo;

@@ -16,6 +16,7 @@ pub(crate) struct Mirror {
     pub(crate) port: u16,
     process: Process,
     folder: TempDir,
+    environment: Vec<String>,
 }
 
 // === impl Mirror ===
@@ -23,6 +24,12 @@ pub(crate) struct Mirror {
 impl Mirror {
     /// A mirror that holds nothing and asks upstream whether a tag has moved each time it is pulled.
     pub(crate) fn start(upstream: &Upstream) -> Mirror {
+        let endpoint = format!("endpoints = [\"http://127.0.0.1:{}\"]", upstream.port);
+        Mirror::start_where(&format!("[upstreams.\"docker.io\"]\n{endpoint}\n"), &[])
+    }
+
+    /// The same with upstreams as configured, and with these variables in its environment.
+    pub(crate) fn start_where(upstreams: &str, environment: &[&str]) -> Mirror {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let (port, admin) = (free_port(), free_port());
         let storage = data(folder.path());
@@ -30,14 +37,13 @@ impl Mirror {
             "[server]\nlisten = \"127.0.0.1:{port}\"\n\
              [admin]\nlisten = \"127.0.0.1:{admin}\"\n\
              [storage]\npath = \"{}\"\n\
-             [tags]\nttl = \"0s\"\n\
-             [upstreams.\"docker.io\"]\nendpoints = [\"http://127.0.0.1:{}\"]\n",
-            storage.display(),
-            upstream.port
+             [tags]\nttl = \"0s\"\n{upstreams}",
+            storage.display()
         );
         fs::write(folder.path().join("cachalot.toml"), config).expect("the configuration can be written");
-        let process = serve(folder.path(), port);
-        Mirror { port, process, folder }
+        let environment: Vec<String> = environment.iter().map(|&variable| variable.to_owned()).collect();
+        let process = serve(folder.path(), port, &environment);
+        Mirror { port, process, folder, environment }
     }
 
     /// Kills the mirror with SIGKILL, at whatever it is doing.
@@ -47,12 +53,17 @@ impl Mirror {
 
     /// Starts a killed mirror again over what it left on disk.
     pub(crate) fn restart(&mut self) {
-        self.process = serve(self.folder.path(), self.port);
+        self.process = serve(self.folder.path(), self.port, &self.environment);
     }
 
     /// `127.0.0.1:PORT/docker.io/library/x:1`: the image for a client that names the upstream in the path.
     pub(crate) fn path_name(&self, image: &Image, by: By) -> String {
         format!("127.0.0.1:{}/docker.io/{}", self.port, image.name(by))
+    }
+
+    /// What it has logged so far.
+    pub(crate) fn output(&self) -> String {
+        self.process.output()
     }
 
     /// The data folder.
@@ -61,10 +72,14 @@ impl Mirror {
     }
 }
 
-fn serve(folder: &Path, port: u16) -> Process {
+fn serve(folder: &Path, port: u16, environment: &[String]) -> Process {
     let config = folder.join("cachalot.toml");
-    let arguments: [&OsStr; 3] = ["serve".as_ref(), "--config".as_ref(), config.as_ref()];
-    let mut process = Process::start("cachalot", env!("CARGO_BIN_EXE_cachalot"), &arguments, folder.join("log"));
+    let mut arguments: Vec<&OsStr> = environment.iter().map(OsStr::new).collect();
+    let rest = [env!("CARGO_BIN_EXE_cachalot"), "serve", "--config"];
+    arguments.extend(rest.map(OsStr::new));
+    arguments.push(config.as_ref());
+    // `env` becomes the program that it starts.
+    let mut process = Process::start("cachalot", "env", &arguments, folder.join("log"));
     process.wait_until_ready(|| http::is_registry(port));
     process
 }

@@ -141,6 +141,7 @@ impl Builder {
 impl Site {
     /// Starts a mirror here, maybe again.
     pub(crate) async fn start(self) -> Mirror {
+        super::secrets::listen();
         let config = self.config();
         let faults: Option<Arc<dyn Faults>> = match self.disk.clone() {
             Disk::Real => None,
@@ -446,6 +447,7 @@ impl Mirror {
         let site = self.stop().await;
         site.check_disk(holdings);
         site.check_registries();
+        super::secrets::check();
     }
 
     /// Every blob on disk is in the index with its size, and there are no more. Victims are unlinked a little later

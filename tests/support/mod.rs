@@ -11,6 +11,7 @@ pub(crate) mod images;
 pub(crate) mod mirror;
 pub(crate) mod multipart;
 pub(crate) mod registry;
+pub(crate) mod secrets;
 pub(crate) mod simulated_disk;
 pub(crate) mod wiring;
 

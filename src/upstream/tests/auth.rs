@@ -124,7 +124,7 @@ async fn a_token_without_a_lifetime_lasts_a_minute_and_is_replaced_before_it_end
     }
     let used: Vec<String> = script.story().into_iter().filter(|line| line.contains(MANIFEST)).collect();
     assert_eq!(used.last().unwrap(), &format!("GET {MANIFEST} Bearer t1"));
-    while upstream.0.tokens.get(&key(&script), tokio::time::Instant::now()).unwrap().authorization != "Bearer t2" {
+    while upstream.inner.tokens.get(&key(&script), Instant::now()).unwrap().authorization != "Bearer t2" {
         tokio::task::yield_now().await;
     }
     after(0).await;
@@ -364,7 +364,8 @@ async fn secrets_and_query_strings_stay_out_of_every_text() {
     let error = get(&upstream).await.unwrap_err();
     assert_eq!(error.kind, UpstreamErrorKind::Broken);
     assert!(script.story().iter().any(|line| line.starts_with("GET /signed")));
-    for text in [format!("{error}"), format!("{error:?}"), format!("{upstream:?}"), format!("{:?}", upstream.0.tokens)]
+    for text in
+        [format!("{error}"), format!("{error:?}"), format!("{upstream:?}"), format!("{:?}", upstream.inner.tokens)]
     {
         for secret in ["hunter2", "tokentext", "presigned", "Signature", "Ym90"] {
             assert!(!text.contains(secret), "{text}");

@@ -203,25 +203,30 @@ async fn read_head(stream: &mut TcpStream) -> Option<Seen> {
 fn options(endpoints: Vec<Url>) -> Options {
     Options {
         name: "corp".to_owned(),
-        endpoints,
+        endpoints: endpoints.into_iter().map(EndpointOptions::at).collect(),
         credentials: Vec::new(),
         ca_file: None,
         insecure_skip_verify: false,
+        client_cert: None,
+        proxy: Proxy::Direct,
         public_only: false,
         connect_timeout: Duration::from_secs(10),
         header_timeout: Duration::from_secs(30),
         read_idle_timeout: Duration::from_secs(30),
         max_connections: 200,
         redirect_hosts: Vec::new(),
+        paces: Vec::new(),
+        instance: Instance::random(),
     }
 }
 
 fn with_credential(mut options: Options) -> Options {
-    options.credentials = vec![Credential {
+    options.credentials = vec![CredentialSource::Password(Credential {
         scope: "corp".to_owned(),
         username: "bot".to_owned(),
         password: crate::secret::Secret::new("hunter2"),
-    }];
+        password_file: None,
+    })];
     options
 }
 

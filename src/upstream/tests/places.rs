@@ -1,5 +1,6 @@
 //! Redirects, private addresses, the order of endpoints, and failures before there is an answer.
 
+use super::super::error::Failure;
 use super::*;
 
 /// The loopback address counts as public here, the one after it as private.
@@ -161,7 +162,7 @@ async fn an_endpoint_may_point_at_its_siblings() {
     let url: Url = format!("http://inner.test:{}/x", sibling.address.port()).parse().unwrap();
     let location = url.to_string();
     let script = Script::start(move |_| Reply::redirect(307, &location)).await;
-    public(&script, |options| options.endpoints.push(url)).await.unwrap();
+    public(&script, |options| options.endpoints.push(EndpointOptions::at(url))).await.unwrap();
 }
 
 #[tokio::test]
@@ -296,5 +297,59 @@ async fn every_exchange_is_counted() {
         "cachalot_upstream_last_success_timestamp_seconds{upstream=\"corp\"}",
     ] {
         assert!(text.contains(line), "{line} in {text}");
+    }
+}
+
+#[tokio::test]
+async fn a_proxy_is_told_names_that_nobody_here_looks_up() {
+    let proxy = Script::start(|_| Reply::ok("{}")).await;
+    let address = || ProxyAddress::new(crate::secret::Secret::new(&format!("http://bot:hunter2@{}", proxy.address)));
+    let environment = |no_proxy: &str| {
+        Proxy::Environment(Environment { http: Some(address()), https: None, no_proxy: no_proxy.to_owned() })
+    };
+    let away: Url = "http://registry.invalid".parse().unwrap();
+    for way in [Proxy::Through(address()), environment("10.0.0.0/8,.corp")] {
+        let mut options = options(vec![away.clone()]);
+        options.proxy = way;
+        get(&Upstream::new(options, Arc::new(Metrics::new()))).await.unwrap();
+        let seen = proxy.seen().pop().unwrap();
+        assert_eq!(seen.target, format!("http://registry.invalid{MANIFEST}"));
+        assert!(seen.header("proxy-authorization").is_some());
+    }
+    let direct = Script::start(|_| Reply::ok("{}")).await;
+    let asked = proxy.seen().len();
+    for way in [Proxy::Direct, environment("127.0.0.0/8"), environment("registry.corp,127.0.0.1"), environment("*")] {
+        let mut options = options(vec![direct.url()]);
+        options.proxy = way;
+        get(&Upstream::new(options, Arc::new(Metrics::new()))).await.unwrap();
+        assert_eq!(direct.seen().pop().unwrap().target, MANIFEST);
+    }
+    assert_eq!((direct.seen().len(), proxy.seen().len()), (4, asked));
+    // A suffix, by name.
+    let mut options = options(vec!["http://registry.corp:1".parse().unwrap()]);
+    options.proxy = environment(".corp");
+    let names = network(&[("registry.corp", Ipv4Addr::LOCALHOST)]);
+    let error = get(&Upstream::in_network(options, Arc::new(Metrics::new()), names)).await.unwrap_err();
+    assert_eq!((error.kind, proxy.seen().len()), (UpstreamErrorKind::Connect, asked));
+}
+
+#[tokio::test]
+async fn every_way_to_be_gone_has_its_own_words() {
+    let mut options = options(vec!["http://no-such-host.invalid".parse().unwrap()]);
+    options.connect_timeout = Duration::from_secs(5);
+    let error = get(&Upstream::new(options, Arc::new(Metrics::new()))).await.unwrap_err();
+    let said = error.to_string();
+    assert!(matches!(error.kind, UpstreamErrorKind::Name | UpstreamErrorKind::Timeout(Phase::Connect)), "{said}");
+    for (kind, words) in [
+        (UpstreamErrorKind::Name, "can't be found by its name"),
+        (UpstreamErrorKind::Connect, "can't be reached"),
+        (UpstreamErrorKind::Certificate, "shows a certificate that is not trusted"),
+        (UpstreamErrorKind::Tls, "can't be talked to over TLS"),
+        (UpstreamErrorKind::Timeout(Phase::Connect), "did not accept a connection in time"),
+        (UpstreamErrorKind::Timeout(Phase::Header), "did not answer in time"),
+        (UpstreamErrorKind::Status(503), "failed: 503"),
+    ] {
+        let said = Failure::from(kind).at("corp", "corp").to_string();
+        assert!(said.contains(words) && said.contains("; "), "{said}");
     }
 }

@@ -46,7 +46,7 @@ fn upstream(url: Url, change: impl FnOnce(&mut Options)) -> Upstream {
 async fn a_certificate_that_nobody_vouches_for_is_not_believed() {
     let (url, _) = start();
     let error = get(&upstream(url, |_| {})).await.unwrap_err();
-    assert_eq!(error.kind, UpstreamErrorKind::Tls, "{error}");
+    assert_eq!(error.kind, UpstreamErrorKind::Certificate, "{error}");
     assert!(error.to_string().contains("ca_file"), "{error}");
 }
 
@@ -86,4 +86,29 @@ async fn a_plain_server_at_an_https_address_is_a_tls_failure() {
     });
     let error = get(&upstream(plain, |_| {})).await.unwrap_err();
     assert_eq!(error.kind, UpstreamErrorKind::Tls, "{error}");
+}
+
+/// A certificate of an authority that is itself, in files, and as a server knows it.
+fn own_certificate(folder: &std::path::Path) -> (ClientCertificate, rustls::pki_types::CertificateDer<'static>) {
+    let made = rcgen::generate_simple_self_signed(["mirror.corp".to_owned()]).unwrap();
+    let own = ClientCertificate { cert: folder.join("us.crt"), key: folder.join("us.key") };
+    std::fs::write(&own.cert, made.cert.pem()).unwrap();
+    std::fs::write(&own.key, made.signing_key.serialize_pem()).unwrap();
+    (own, made.cert.der().clone())
+}
+
+#[tokio::test]
+async fn our_own_certificate_is_read_and_shown_to_who_asks() {
+    let folder = tempfile::tempdir().unwrap();
+    let (own, der) = own_certificate(folder.path());
+    let config = roots::settings(None, false, Some(&own)).unwrap();
+    assert!(config.client_auth_cert_resolver.has_certs());
+    assert!(!der.is_empty());
+    for missing in [
+        ClientCertificate { cert: folder.path().join("none"), ..own.clone() },
+        ClientCertificate { key: own.cert.clone(), ..own },
+    ] {
+        let said = roots::settings(None, false, Some(&missing)).unwrap_err().to_string();
+        assert!(said.contains("client_cert"), "{said}");
+    }
 }

@@ -32,8 +32,21 @@ pub(crate) struct Bearer {
     pub(crate) field: &'static str,
     /// A token that has expired is answered with this realm, as nvcr.io does.
     pub(crate) stale_realm: Option<String>,
+    /// A token that has expired is answered with Basic, as Harbor does.
+    pub(crate) stale_basic: bool,
+    /// What a POST to the token server comes to: a status, or an exchange of a refresh token.
+    pub(crate) exchange: Exchange,
     /// How what may not be read is refused.
     pub(crate) denial: Denial,
+}
+
+/// What a token server makes of a POST.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Exchange {
+    /// It knows only GET: Google's says 404, Artifactory's 401, ACR's 400.
+    Refused(u16),
+    /// It exchanges refresh tokens, which are users' passwords here.
+    Refresh,
 }
 
 /// How a registry says no.
@@ -77,6 +90,8 @@ impl Default for Bearer {
             anonymous: true,
             field: "token",
             stale_realm: None,
+            stale_basic: false,
+            exchange: Exchange::Refused(405),
             denial: Denial::Resource401,
         }
     }
@@ -115,6 +130,8 @@ impl Access {
                 text.push_str(&format!(",service=\"{service}\""));
             }
             match &bearer.scope {
+                // Empty: none is named, not even the right one.
+                Some(scope) if scope.is_empty() => {}
                 Some(scope) => text.push_str(&format!(",scope=\"{scope}\"")),
                 None if repository.is_empty() => {}
                 None => text.push_str(&format!(",scope=\"repository:{repository}:pull\"")),
@@ -127,6 +144,11 @@ impl Access {
         let token = request.header("authorization").and_then(|value| value.strip_prefix("Bearer "));
         let Some(token) = token else { return Err(challenge(&own_realm, "")) };
         let Some(grant) = self.tokens.get(token).filter(|grant| !grant.expired) else {
+            if bearer.stale_basic {
+                return Err(
+                    Reply::error(401, "UNAUTHORIZED", "stale").with("WWW-Authenticate", "Basic realm=\"harbor\"")
+                );
+            }
             return Err(challenge(bearer.stale_realm.as_ref().unwrap_or(&own_realm), "invalid_token"));
         };
         let covered = repository.is_empty()
@@ -143,8 +165,11 @@ impl Access {
     /// Answers a request for a token.
     pub(super) fn issue(&mut self, request: &Received) -> Reply {
         let Auth::Bearer(bearer) = self.auth.clone() else { return Reply::error(404, "UNSUPPORTED", "no tokens here") };
-        if request.method != "GET" {
-            return Reply::error(405, "UNSUPPORTED", "tokens are got by GET");
+        if request.method == "POST" {
+            return match bearer.exchange {
+                Exchange::Refused(status) => Reply::error(status, "UNSUPPORTED", "tokens are got by GET"),
+                Exchange::Refresh => self.exchange(&bearer, request),
+            };
         }
         let Ok(user) = self.user(request) else { return Reply::error(401, "UNAUTHORIZED", "wrong password") };
         if user.is_none() && !bearer.anonymous {
@@ -164,6 +189,23 @@ impl Access {
                 }
             }
         }
+        self.give(&bearer, user, scope)
+    }
+
+    fn exchange(&mut self, bearer: &Bearer, request: &Received) -> Reply {
+        let field = |name: &str| request.field(name).unwrap_or_default();
+        if field("grant_type") != "refresh_token" || field("service") != bearer.service.clone().unwrap_or_default() {
+            return Reply::error(400, "UNKNOWN", "not what the challenge asked for");
+        }
+        let token = field("refresh_token");
+        let known = self.users.iter().find(|(_, password)| **password == token).map(|(user, _)| user.clone());
+        match known {
+            Some(user) => self.give(bearer, Some(user), field("scope")),
+            None => Reply::error(401, "UNAUTHORIZED", "no such refresh token"),
+        }
+    }
+
+    fn give(&mut self, bearer: &Bearer, user: Option<String>, scope: String) -> Reply {
         self.issued += 1;
         let token = format!("token-{}", self.issued);
         self.tokens.insert(token.clone(), Grant { user, scope, expired: false });

@@ -18,12 +18,13 @@ use tokio::task::{JoinHandle, JoinSet};
 mod access;
 mod answer;
 mod gate;
+pub(crate) mod profile;
 mod record;
 mod script;
 mod serve;
 mod wire;
 
-pub(crate) use access::{Auth, Bearer, Denial};
+pub(crate) use access::{Auth, Bearer, Denial, Exchange};
 pub(crate) use gate::Gate;
 pub(crate) use record::Seen;
 pub(crate) use script::{Fault, Kind, On};
@@ -36,7 +37,7 @@ use super::within;
 pub(crate) struct Registry(Arc<Shared>);
 
 /// What a registry is started with.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Builder {
     options: Options,
     bind: &'static str,
@@ -44,7 +45,8 @@ pub(crate) struct Builder {
 }
 
 /// What does not change while the registry lives.
-#[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a peculiarity that some registry has and others do not")]
+#[derive(Clone, Debug)]
 struct Options {
     redirect_blobs: bool,
     redirect_manifests: bool,
@@ -52,6 +54,20 @@ struct Options {
     referrers: Referrers,
     absolute_links: bool,
     tags_per_page: usize,
+    /// A list of tags asked for by more at a time is refused, as ECR does.
+    tags_asked_max: usize,
+    /// Whoever may not see a repository is told the same as of one that isn't there: Docker Hub.
+    hides_missing: bool,
+    /// Pulls that are counted, and how many there are: Docker Hub.
+    quota: Option<u64>,
+    /// A manifest that is not of an accepted type isn't there: ghcr.io.
+    strict_accept: bool,
+    /// Refusals and "not found" come as pages for people: nvcr.io.
+    html_errors: bool,
+    /// The code of "not found", where it is not the specification's: Harbor.
+    not_found_code: Option<&'static str>,
+    /// Lists of tags also hold digests, as Artifactory's do; an empty one is null, as Nexus's.
+    odd_tags: bool,
 }
 
 /// How the registry answers when asked for referrers.
@@ -63,6 +79,8 @@ pub(crate) enum Referrers {
     Missing,
     /// 200 with a login page.
     Html,
+    /// A redirect to a login page elsewhere, as Google's.
+    Login,
 }
 
 #[derive(Debug)]
@@ -87,6 +105,8 @@ struct State {
     violations: Vec<String>,
     /// Signed addresses of earlier generations have expired.
     generation: u64,
+    /// Manifests that were sent, where that is counted.
+    pulls: u64,
 }
 
 #[derive(Debug, Default)]
@@ -141,6 +161,48 @@ impl Builder {
         self
     }
 
+    /// A list of tags asked for by more at a time is refused.
+    pub(crate) fn tags_asked_max(mut self, count: usize) -> Self {
+        self.options.tags_asked_max = count;
+        self
+    }
+
+    /// What isn't there is refused like what may not be seen.
+    pub(crate) fn hides_missing(mut self) -> Self {
+        self.options.hides_missing = true;
+        self
+    }
+
+    /// GETs of manifests are counted, and refused beyond so many.
+    pub(crate) fn quota(mut self, pulls: u64) -> Self {
+        self.options.quota = Some(pulls);
+        self
+    }
+
+    /// Manifests of types that are not accepted are not there.
+    pub(crate) fn strict_accept(mut self) -> Self {
+        self.options.strict_accept = true;
+        self
+    }
+
+    /// Refusals come as pages for people.
+    pub(crate) fn html_errors(mut self) -> Self {
+        self.options.html_errors = true;
+        self
+    }
+
+    /// "Not found" has a code of the registry's own.
+    pub(crate) fn not_found_code(mut self, code: &'static str) -> Self {
+        self.options.not_found_code = Some(code);
+        self
+    }
+
+    /// Lists of tags hold what is no tag, or null.
+    pub(crate) fn odd_tags(mut self) -> Self {
+        self.options.odd_tags = true;
+        self
+    }
+
     pub(crate) fn auth(mut self, auth: Auth) -> Self {
         self.auth = auth;
         self
@@ -166,6 +228,7 @@ impl Builder {
                 seen: Vec::new(),
                 violations: Vec::new(),
                 generation: 0,
+                pulls: 0,
             }),
             arrived: Notify::new(),
             connections: AtomicUsize::new(0),
@@ -188,6 +251,13 @@ impl Registry {
             referrers: Referrers::Listed,
             absolute_links: false,
             tags_per_page: 1000,
+            tags_asked_max: usize::MAX,
+            hides_missing: false,
+            quota: None,
+            strict_accept: false,
+            html_errors: false,
+            not_found_code: None,
+            odd_tags: false,
         };
         Builder { options, bind: "127.0.0.1:0", auth: Auth::Open }
     }
@@ -346,6 +416,11 @@ impl Registry {
     /// Body bytes written in answers to requests that match.
     pub(crate) fn body_bytes(&self, on: &On) -> u64 {
         self.seen(on).iter().map(|seen| seen.body_bytes()).sum()
+    }
+
+    /// Pulls that counted against the quota.
+    pub(crate) fn pulls(&self) -> u64 {
+        self.0.state.lock().pulls
     }
 
     /// Waits until at least `count` requests have matched.

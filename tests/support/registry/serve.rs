@@ -24,7 +24,13 @@ impl Shared {
         state.violations.extend(complaints.into_iter().map(|text| format!("{text}: {} {}", seen.method, seen.target)));
         state.seen.push(Arc::clone(&seen));
         let faults: Vec<_> = state.rules.iter_mut().filter_map(|rule| rule.befalls(&seen)).collect();
-        let reply = self.reply(&mut state, &seen, request);
+        let mut reply = self.reply(&mut state, &seen, request);
+        if self.options.html_errors && matches!(reply.status, 401 | 403 | 404) {
+            let kept = reply.headers.iter().filter(|(name, _)| *name == "WWW-Authenticate").cloned();
+            let mut page = Reply::new(reply.status, "text/html", "<html><h1>No</h1></html>");
+            page.headers.extend(kept);
+            reply = page;
+        }
         drop(state);
         self.arrived.notify_waiters();
         (Arc::clone(&seen), Answer::new(reply, seen.method == "HEAD", self.options.bytes_per_second, &faults))
@@ -40,19 +46,48 @@ impl Shared {
             Kind::Other => return Reply::error(404, "UNSUPPORTED", "no such endpoint"),
             Kind::Ping | Kind::Manifest | Kind::Blob | Kind::Tags | Kind::Referrers => {}
         }
+        let missing = seen.kind != Kind::Ping && !state.repositories.contains_key(&seen.repository);
+        if self.options.hides_missing && missing {
+            state.access.private.entry(seen.repository.clone()).or_default();
+        }
         if let Err(refusal) = state.access.check(request, &seen.repository, &format!("http://{}", self.addr)) {
             return refusal;
         }
         if seen.kind == Kind::Ping {
             return Reply::new(200, "application/json", "{}").with("Docker-Distribution-API-Version", "registry/2.0");
         }
-        let Some(held) = state.repositories.get(&seen.repository) else {
-            return Reply::error(404, "NAME_UNKNOWN", "repository name not known to registry");
+        let quota = match (self.options.quota, seen.kind) {
+            (Some(quota), Kind::Manifest) => {
+                if seen.method == "GET" && state.pulls >= quota {
+                    return Reply::error(429, "TOOMANYREQUESTS", "You have reached your pull rate limit.")
+                        .with("Retry-After", "60");
+                }
+                state.pulls += u64::from(seen.method == "GET");
+                Some((quota, quota - state.pulls.min(quota)))
+            }
+            _ => None,
         };
+        let code = |usual: &'static str| self.options.not_found_code.unwrap_or(usual);
+        let Some(held) = state.repositories.get(&seen.repository) else {
+            return Reply::error(404, code("NAME_UNKNOWN"), "repository name not known to registry");
+        };
+        if let (Some((limit, left)), Kind::Manifest) = (quota, seen.kind) {
+            return manifest(held, &seen.reference)
+                .with("ratelimit-limit", format!("{limit};w=21600"))
+                .with("ratelimit-remaining", format!("{left};w=21600"))
+                .with("docker-ratelimit-source", "203.0.113.7");
+        }
+        if self.options.strict_accept && seen.kind == Kind::Manifest && !is_accepted(held, &seen.reference, request) {
+            let message = "OCI index found, but Accept header does not support OCI indexes";
+            return Reply::error(404, "MANIFEST_UNKNOWN", message);
+        }
         match seen.kind {
             Kind::Manifest if self.options.redirect_manifests => self.redirect(state.generation, seen),
             Kind::Blob if self.options.redirect_blobs && held.blobs.contains_key(&seen.reference) => {
                 self.redirect(state.generation, seen)
+            }
+            Kind::Manifest if !has_manifest(held, &seen.reference) => {
+                Reply::error(404, code("MANIFEST_UNKNOWN"), "manifest unknown")
             }
             Kind::Manifest => manifest(held, &seen.reference),
             Kind::Blob => blob(held, &seen.reference, request.header("range")),
@@ -73,6 +108,15 @@ impl Shared {
 
     fn tags(&self, held: &Repository, seen: &Seen, request: &Received) -> Reply {
         let asked = request.query("n").and_then(|n| n.parse::<usize>().ok());
+        if asked.is_some_and(|asked| asked > self.options.tags_asked_max) {
+            return Reply::error(400, "PAGINATION_NUMBER_INVALID", "n is too large");
+        }
+        if self.options.odd_tags {
+            let mut tags: Vec<&str> = held.tags.keys().map(String::as_str).collect();
+            tags.extend(held.manifests.keys().map(String::as_str));
+            let tags = if held.tags.is_empty() { Value::Null } else { json!(tags) };
+            return Reply::new(200, "application/json", json!({ "name": seen.repository, "tags": tags }).to_string());
+        }
         let last = request.query("last").unwrap_or_default();
         let limit = asked.unwrap_or(usize::MAX).min(self.options.tags_per_page);
         let all: Vec<_> = held.tags.keys().filter(|tag| tag.as_str() > last).collect();
@@ -90,6 +134,10 @@ impl Shared {
     fn referrers(&self, held: &Repository, subject: &str) -> Reply {
         match self.options.referrers {
             Referrers::Missing => Reply::new(404, "text/plain; charset=utf-8", "404 page not found\n"),
+            Referrers::Login => {
+                let location = format!("http://{}/login?continue=x", self.cdn_addr);
+                Reply::new(302, "text/html", "<html>Moved</html>").with("Location", location)
+            }
             Referrers::Html => Reply::new(200, "text/html; charset=utf-8", "<html>Sign in</html>"),
             Referrers::Listed => {
                 let mut manifests: Vec<_> =
@@ -133,6 +181,17 @@ fn referrer(manifest: &Manifest, subject: &str) -> Option<Value> {
             "artifactType": content["artifactType"], "annotations": content["annotations"],
         })
     })
+}
+
+fn has_manifest(held: &Repository, reference: &str) -> bool {
+    held.manifests.contains_key(held.tags.get(reference).map_or(reference, String::as_str))
+}
+
+fn is_accepted(held: &Repository, reference: &str, request: &Received) -> bool {
+    let digest = held.tags.get(reference).map_or(reference, String::as_str);
+    let media_type = held.manifests.get(digest).map(|manifest| manifest.media_type.as_str());
+    let accepted = request.headers.iter().filter(|(name, _)| name.eq_ignore_ascii_case("accept"));
+    media_type.is_none_or(|media_type| accepted.into_iter().any(|(_, value)| value.contains(media_type)))
 }
 
 fn manifest(held: &Repository, reference: &str) -> Reply {

@@ -18,6 +18,8 @@ pub(super) struct Received {
     /// Decoded.
     pub(super) query: Vec<(String, String)>,
     pub(super) headers: Vec<(String, String)>,
+    /// As it came, for the few requests that have one.
+    pub(super) body: Vec<u8>,
 }
 
 /// Reads the next request; `None` when the client has closed.
@@ -30,14 +32,14 @@ pub(super) async fn receive(stream: &mut TcpStream, buffer: &mut BytesMut) -> io
             return Ok(None);
         }
     };
-    let request = parse(&String::from_utf8_lossy(&head));
+    let mut request = parse(&String::from_utf8_lossy(&head));
     let mut left = request.header("content-length").and_then(|value| value.parse().ok()).unwrap_or(0usize);
     while left > 0 {
         if buffer.is_empty() && stream.read_buf(buffer).await? == 0 {
             return Ok(None);
         }
         let skipped = left.min(buffer.len());
-        let _ = buffer.split_to(skipped);
+        request.body.extend_from_slice(&buffer.split_to(skipped));
         left -= skipped;
     }
     Ok(Some(request))
@@ -59,7 +61,7 @@ fn parse(head: &str) -> Received {
         .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
         .map(|(name, value)| (decode(name), decode(value)))
         .collect();
-    Received { path: decode(path), query, method, headers, target }
+    Received { path: decode(path), query, method, headers, target, body: Vec::new() }
 }
 
 fn decode(text: &str) -> String {
@@ -71,6 +73,15 @@ fn decode(text: &str) -> String {
 impl Received {
     pub(super) fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
+    }
+
+    /// A field of a form that was sent.
+    pub(super) fn field(&self, name: &str) -> Option<String> {
+        let body = String::from_utf8_lossy(&self.body).replace('+', " ");
+        body.split('&')
+            .filter_map(|pair| pair.split_once('='))
+            .find(|(n, _)| *n == name)
+            .map(|(_, value)| decode(value))
     }
 
     pub(super) fn query(&self, name: &str) -> Option<&str> {

@@ -1,0 +1,93 @@
+//! Prefetch: what a manifest lists is fetched with it, for the platforms that an operator named.
+
+use futures_util::{FutureExt, StreamExt, stream};
+
+use crate::config::PlatformName;
+use crate::oci::manifest::{Descriptor, Manifest};
+use crate::oci::{Digest, Platform, media};
+
+use super::Mirror;
+use super::upstreams::Target;
+
+/// Blobs of one manifest that are fetched ahead at once.
+const BLOBS_AT_ONCE: usize = 2;
+
+fn is_wanted(platforms: &[PlatformName], platform: &Platform) -> bool {
+    platforms.iter().any(|wanted| {
+        wanted.os == platform.os
+            && wanted.architecture == platform.architecture
+            && (wanted.variant.is_none() || wanted.variant == platform.variant)
+    })
+}
+
+// === impl Mirror ===
+
+impl Mirror {
+    /// Begins to fetch what a manifest lists that was fetched just now. Nobody waits for it, and nobody is told of failures:
+    /// whoever pulls it hears of them.
+    pub(super) fn prefetch(&self, target: &Target, digest: Digest, manifest: &Manifest) {
+        let platforms = &target.upstream.policy.prefetch;
+        if platforms.is_empty() || self.0.settings.offline || target.upstream.client.pause().is_some() {
+            return;
+        }
+        let (children, blobs): (Vec<Descriptor>, Vec<Descriptor>) = manifest
+            .descriptors()
+            .filter(|descriptor| !descriptor.is_foreign())
+            .cloned()
+            .partition(|descriptor| media::is_manifest_type(&descriptor.media_type));
+        let wanted = |child: &Descriptor| child.platform.as_ref().is_some_and(|known| is_wanted(platforms, known));
+        let children: Vec<Digest> = children.iter().filter(|child| wanted(child)).map(|child| child.digest).collect();
+        let blobs: Vec<Digest> = blobs.iter().map(|blob| blob.digest).collect();
+        let work = {
+            let (mirror, target) = (self.clone(), target.in_background());
+            async move {
+                for child in children {
+                    // Which begins to fetch the child's blobs in turn.
+                    let _ = mirror.fetch_manifest(&target, &child).await;
+                }
+                let fetches = blobs.into_iter().map(|blob| mirror.clone().fetch_ahead(target.clone(), blob));
+                stream::iter(fetches.collect::<Vec<_>>()).buffer_unordered(BLOBS_AT_ONCE).for_each(|()| async {}).await;
+                Ok(())
+            }
+            .boxed()
+        };
+        let (mirror, key) = (self.clone(), (target.repository.clone(), digest));
+        // The flight is a task of its own, which ends when the mirror stops; this one only starts it.
+        drop(crate::tasks::spawn("prefetch", async move { mirror.0.prefetches.run("prefetch", key, work).await.0 }));
+    }
+
+    /// Fetches a blob unless it is held, and waits until it has come.
+    async fn fetch_ahead(self, target: Target, digest: Digest) {
+        if self.0.store.size_of(&digest).is_some() {
+            return;
+        }
+        match self.blob(&target, &digest, &[]).await {
+            // Pieces are parts of the file that is being filled: none is read here.
+            Ok(answer) => {
+                let (mut pieces, _) = answer.pieces(None);
+                while let Some(Ok(_)) = pieces.next().await {}
+            }
+            Err(error) => tracing::debug!(%digest, %error, "could not fetch ahead"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn platforms_are_wanted_with_their_variant_or_with_any() {
+        let platform = |os: &str, architecture: &str, variant: Option<&str>| Platform {
+            os: os.to_owned(),
+            architecture: architecture.to_owned(),
+            variant: variant.map(str::to_owned),
+            ..Platform::default()
+        };
+        let wanted = ["linux/amd64".parse().unwrap(), "linux/arm/v7".parse().unwrap()];
+        assert!(is_wanted(&wanted, &platform("linux", "amd64", Some("v3"))));
+        assert!(is_wanted(&wanted, &platform("linux", "arm", Some("v7"))));
+        assert!(!is_wanted(&wanted, &platform("linux", "arm", Some("v6"))));
+        assert!(!is_wanted(&wanted, &platform("unknown", "unknown", None)));
+    }
+}
