@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 
 use crate::fill::{Demand, Fill, FillError, FillKey, Opened, OriginId, PassThrough, TAIL_BYTES, Want, pass_through};
 use crate::oci::Digest;
 use crate::oci::range::{ByteRange, RangeSpec};
-use crate::store::{Blob, Piece, Pieces};
+use crate::store::{Blob, Piece, Pieces, StoreError};
 
 use super::error::{MirrorError, MirrorErrorKind};
 use super::origin::UpstreamOrigin;
@@ -28,6 +29,7 @@ pub struct BlobAnswer {
 #[derive(Debug)]
 enum Content {
     Held(Blob),
+    InMemory(Bytes),
     Filling { want: Want, verified: bool, joined: bool },
     PassThrough(PassThrough),
 }
@@ -45,6 +47,10 @@ struct Follower {
     want: Want,
 }
 
+/// Blobs up to this size are served from memory: it takes fewer calls to the kernel than sending a file does, and copying so
+/// little costs less than they do.
+const MEMORY_BYTES_MAX: u64 = 64 << 10;
+
 /// How often a look-up is tried when what was held vanishes, or a fill ends, in between.
 const ATTEMPTS: usize = 3;
 
@@ -60,6 +66,7 @@ impl BlobAnswer {
         let unverified = ends_early && !self.wait_for_verified;
         match self.content {
             Content::Held(blob) => (file_pieces(&blob, ranges), Outcome::Hit),
+            Content::InMemory(bytes) => (memory_pieces(&bytes, ranges), Outcome::Hit),
             Content::Filling { want, verified, joined } => {
                 let outcome = match (unverified && !verified, joined) {
                     (true, collapsed) => Outcome::Unverified { collapsed },
@@ -82,6 +89,16 @@ fn origin(target: &Target, digest: &Digest) -> UpstreamOrigin {
         repository: target.repository.clone(),
         digest: *digest,
     }
+}
+
+fn memory_pieces(bytes: &Bytes, ranges: Option<&[ByteRange]>) -> Pieces {
+    let at = |offset: u64| usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
+    let piece = |range: &ByteRange| Ok(Piece::Memory(bytes.slice(at(range.first)..at(range.last + 1))));
+    let pieces = match ranges {
+        Some(ranges) => ranges.iter().map(piece).collect(),
+        None => vec![Ok(Piece::Memory(bytes.clone()))],
+    };
+    stream::iter(pieces).boxed()
 }
 
 fn file_pieces(blob: &Blob, ranges: Option<&[ByteRange]>) -> Pieces {
@@ -125,10 +142,10 @@ impl Mirror {
         let mut link = self.link(target, digest).await;
         self.refuse_manifest(target, digest, link.is_proven()).await?;
         for _ in 0..ATTEMPTS {
-            if self.0.store.size_of(digest).is_some() {
+            if let Some(size_bytes) = self.0.store.size_of(digest) {
                 self.prove(target, digest, &mut link).await?;
-                match self.0.store.open_blob(digest).await {
-                    Ok(Some(blob)) => return Ok(self.answer(Some(blob.size_bytes), Content::Held(blob))),
+                match self.open_held(digest, size_bytes).await {
+                    Ok(Some(content)) => return Ok(self.answer(Some(size_bytes), content)),
                     // It was gone or damaged; the store has forgotten it, so it's fetched again.
                     Ok(None) => {}
                     Err(error) => {
@@ -142,6 +159,14 @@ impl Mirror {
             }
         }
         self.pass_through(target, digest).await
+    }
+
+    async fn open_held(&self, digest: &Digest, size_bytes: u64) -> Result<Option<Content>, StoreError> {
+        if size_bytes <= MEMORY_BYTES_MAX {
+            Ok(self.0.store.read_blob(digest).await?.map(Content::InMemory))
+        } else {
+            Ok(self.0.store.open_blob(digest).await?.map(Content::Held))
+        }
     }
 
     async fn find_blob_size(&self, target: &Target, digest: &Digest) -> Result<(u64, Outcome), MirrorError> {

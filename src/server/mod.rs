@@ -15,10 +15,12 @@ pub mod listen;
 mod lists;
 mod manifests;
 mod multipart;
+mod outbox;
 mod range;
 pub mod router;
 pub mod stream;
 pub mod tls;
+pub mod wire;
 
 /// What answers the requests of one listener.
 pub use axum::Router;

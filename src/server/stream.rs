@@ -1,4 +1,4 @@
-//! The wrapped client stream: which phase its connection is in, the three clocks, and the order to end short.
+//! Which phase a client's connection is in, its clocks, and the order to end a response short.
 //!
 //! In hyper a response body that yields an error, or ends before its length, loses the frames that are still buffered,
 //! even the response head. So a body here does neither: it says [`AbortHandle::abort`] and stays pending for ever.
@@ -8,15 +8,16 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures_util::task::AtomicWaker;
 use http_body::{Body as _, Frame, SizeHint};
 use parking_lot::Mutex;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
+
+use super::outbox::{Outbox, WireBuf};
 
 /// Ends one response short. Cloneable; only good for the request that it was made for.
 #[derive(Clone, Debug)]
@@ -56,6 +57,9 @@ pub enum Clock {
 pub(super) struct Shared {
     state: Mutex<State>,
     waker: AtomicWaker,
+    outbox: Outbox,
+    /// How often the connection was given the processor.
+    turn: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -89,13 +93,6 @@ enum Phase {
     Flushing,
 }
 
-/// A client's stream, watched.
-#[derive(Debug)]
-pub(super) struct ClientStream<T> {
-    inner: T,
-    shared: Arc<Shared>,
-}
-
 /// Any response body, watched: its end is a phase of the connection, and neither an error nor an end before the
 /// promised length reaches hyper.
 #[derive(Debug)]
@@ -112,13 +109,18 @@ pub(super) struct Tracked {
 impl AbortHandle {
     /// A handle of no connection, for handlers called without one. It only keeps its reason.
     pub fn unattached() -> Self {
-        let shared = Shared::new();
+        let shared = Shared::new(false);
         let request = shared.request_began();
         Self { shared, request }
     }
 
     pub(super) fn new(shared: Arc<Shared>, request: u64) -> Self {
         Self { shared, request }
+    }
+
+    /// Where parts of files go on this connection.
+    pub(super) fn outbox(&self) -> &Outbox {
+        &self.shared.outbox
     }
 
     /// Orders the response to end where it is: what its body has yielded is sent, then FIN. The body must stay pending
@@ -144,7 +146,8 @@ impl AbortHandle {
 // === impl Shared ===
 
 impl Shared {
-    pub(super) fn new() -> Arc<Self> {
+    /// What belongs to a stream that does, or does not, send parts of files.
+    pub(super) fn new(sends_files: bool) -> Arc<Self> {
         let state = State {
             phase: Phase::Waiting { since: Instant::now(), first: true },
             request: 0,
@@ -153,7 +156,35 @@ impl Shared {
             stalled_since: None,
             client_gone: false,
         };
-        Arc::new(Self { state: Mutex::new(state), waker: AtomicWaker::new() })
+        Arc::new(Self {
+            state: Mutex::new(state),
+            waker: AtomicWaker::new(),
+            outbox: Outbox::new(sends_files),
+            turn: AtomicU64::new(0),
+        })
+    }
+
+    pub(super) fn outbox(&self) -> &Outbox {
+        &self.outbox
+    }
+
+    /// The connection is given the processor once more.
+    pub(super) fn turn_began(&self) {
+        self.turn.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn turn(&self) -> u64 {
+        self.turn.load(Ordering::Relaxed)
+    }
+
+    /// Ends the response where the stream stands, which can't go on: all that came before was written.
+    pub(super) fn end_short(&self, reason: String) {
+        let mut state = self.state.lock();
+        let request = state.request;
+        if state.aborted.as_ref().is_none_or(|aborted| aborted.request != request) {
+            state.aborted = Some(Aborted { request, reason: reason.into() });
+        }
+        state.may_end_short = true;
     }
 
     /// A request's head is complete; returns the request's number.
@@ -206,7 +237,7 @@ impl Shared {
         self.waker.register(waker);
     }
 
-    fn has_read(&self, n: usize) {
+    pub(super) fn has_read(&self, n: usize) {
         let mut state = self.state.lock();
         if n == 0 {
             state.client_gone = true;
@@ -215,7 +246,7 @@ impl Shared {
         }
     }
 
-    fn has_written(&self, result: &Poll<io::Result<usize>>) {
+    pub(super) fn has_written(&self, result: &Poll<io::Result<usize>>) {
         let mut state = self.state.lock();
         match result {
             Poll::Pending => _ = state.stalled_since.get_or_insert_with(Instant::now),
@@ -224,7 +255,7 @@ impl Shared {
         }
     }
 
-    fn has_flushed(&self) {
+    pub(super) fn has_flushed(&self) {
         let mut state = self.state.lock();
         match state.phase {
             Phase::Flushing => state.phase = Phase::Waiting { since: Instant::now(), first: false },
@@ -233,69 +264,6 @@ impl Shared {
             }
             Phase::Waiting { .. } | Phase::Head { .. } | Phase::Serving | Phase::Responding => {}
         }
-    }
-}
-
-// === impl ClientStream ===
-
-impl<T> ClientStream<T> {
-    pub(super) fn new(inner: T, shared: Arc<Shared>) -> Self {
-        Self { inner, shared }
-    }
-
-    pub(super) fn into_inner(self) -> T {
-        self.inner
-    }
-}
-
-impl<T: AsyncRead + Unpin> AsyncRead for ClientStream<T> {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        let (before, room) = (buf.filled().len(), buf.remaining());
-        let result = Pin::new(&mut this.inner).poll_read(cx, buf);
-        match &result {
-            Poll::Ready(Ok(())) if room > 0 => this.shared.has_read(buf.filled().len() - before),
-            Poll::Ready(Err(_)) => this.shared.has_read(0),
-            Poll::Ready(Ok(())) | Poll::Pending => {}
-        }
-        result
-    }
-}
-
-impl<T: AsyncWrite + Unpin> AsyncWrite for ClientStream<T> {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        let result = Pin::new(&mut this.inner).poll_write(cx, buf);
-        this.shared.has_written(&result);
-        result
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        let result = Pin::new(&mut this.inner).poll_write_vectored(cx, bufs);
-        this.shared.has_written(&result);
-        result
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.inner.is_write_vectored()
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        let result = Pin::new(&mut this.inner).poll_flush(cx);
-        if let Poll::Ready(Ok(())) = result {
-            this.shared.has_flushed();
-        }
-        result
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().inner).poll_shutdown(cx)
     }
 }
 
@@ -308,17 +276,17 @@ impl Tracked {
         Self { body, abort, remaining, started: false }
     }
 
-    fn fail(&self, reason: impl Into<Arc<str>>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+    fn fail(&self, reason: impl Into<Arc<str>>) -> Poll<Option<Result<Frame<WireBuf>, axum::Error>>> {
         self.abort.abort(reason);
         Poll::Pending
     }
 }
 
 impl http_body::Body for Tracked {
-    type Data = Bytes;
+    type Data = WireBuf;
     type Error = axum::Error;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<WireBuf>, axum::Error>>> {
         let this = self.get_mut();
         if this.abort.reason().is_some() {
             return Poll::Pending;
@@ -326,10 +294,18 @@ impl http_body::Body for Tracked {
         this.started = true;
         match std::task::ready!(Pin::new(&mut this.body).poll_frame(cx)) {
             Some(Ok(frame)) => {
-                if let (Some(remaining), Some(data)) = (&mut this.remaining, frame.data_ref()) {
-                    *remaining = remaining.saturating_sub(data.len() as u64);
+                let data = match frame.into_data() {
+                    Ok(data) => data,
+                    Err(trailers) => return Poll::Ready(Some(Ok(trailers.map_data(WireBuf::Memory)))),
+                };
+                let len = data.len() as u64;
+                match this.abort.outbox().claim(data) {
+                    Ok(data) => {
+                        this.remaining = this.remaining.map(|remaining| remaining.saturating_sub(len));
+                        Poll::Ready(Some(Ok(Frame::data(data))))
+                    }
+                    Err(mismatch) => this.fail(mismatch.to_string()),
                 }
-                Poll::Ready(Some(Ok(frame)))
             }
             Some(Err(error)) => this.fail(error.to_string()),
             None => match this.remaining {
@@ -373,7 +349,7 @@ mod tests {
 
     #[tokio::test]
     async fn each_phase_has_its_clock_and_a_response_in_the_making_has_none() {
-        let shared = Shared::new();
+        let shared = Shared::new(false);
         assert_eq!(clock(&shared), Some(Clock::FirstByte));
         for _ in 0..2 {
             shared.has_read(1);
@@ -402,7 +378,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_abort_before_the_response_head_waits_for_it() {
-        let shared = Shared::new();
+        let shared = Shared::new(false);
         let abort = AbortHandle::new(shared.clone(), shared.request_began());
         abort.abort("because");
         shared.has_flushed();

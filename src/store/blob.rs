@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -42,8 +42,10 @@ pub struct Blob {
 pub struct OpenFile {
     /// `None` only while it is being dropped.
     file: Option<File>,
-    path: PathBuf,
-    io: Arc<Io>,
+    pub(super) path: PathBuf,
+    pub(super) io: Arc<Io>,
+    /// It did not give what it should.
+    pub(super) suspect: AtomicBool,
     /// Room that the file takes although it was unlinked; given back when it is closed.
     residue: Mutex<Option<Reservation>>,
 }
@@ -69,17 +71,31 @@ enum Opened {
 impl OpenFile {
     pub(super) fn new(file: File, path: PathBuf, io: Arc<Io>) -> Arc<Self> {
         io.open_files.fetch_add(1, Ordering::Relaxed);
-        Arc::new(Self { file: Some(file), path, io, residue: Mutex::new(None) })
+        Arc::new(Self { file: Some(file), path, io, suspect: AtomicBool::new(false), residue: Mutex::new(None) })
     }
 
-    /// Reads exactly `len` bytes from `offset` on, on the I/O threads. An error names the file.
+    /// Reads exactly `len` bytes from `offset` on, on the I/O threads. An error names the file, which is doubted from then
+    /// on.
     pub async fn read_at(self: &Arc<Self>, offset: u64, len: usize) -> io::Result<Bytes> {
         let this = self.clone();
-        let read = self.io.reading.run(move || this.io.disk.read_at(this.file()?, &this.path, offset, len)).await;
+        let read = move || {
+            let mut buffer = this.io.buffers.take(len);
+            this.read_now(offset, buffer.room())?;
+            Ok::<_, StoreError>(buffer.freeze())
+        };
+        let read = self.io.reading.run(read).await;
+        if let Err(error) = &read {
+            self.mark_suspect(&error.to_string());
+        }
         read.map_err(|error| match &error {
             StoreError::Io { source, .. } => io::Error::new(source.kind(), error),
             _ => io::Error::other(error),
         })
+    }
+
+    /// How much of it should be read at a time: less while many clients are read for.
+    pub fn read_bytes(&self) -> usize {
+        self.io.buffers.read_bytes()
     }
 
     /// Fills `buffer` from `offset` on, on this very thread: for the threads of a pool.
@@ -142,11 +158,18 @@ impl Store {
     pub async fn open_blob(&self, digest: &Digest) -> Result<Option<Blob>, StoreError> {
         let Some(hit) = self.shared.ledger.read().hit(digest) else { return Ok(None) };
         let (digest, size_bytes) = (*digest, hit.size_bytes);
-        if let Some(file) = hit.handle {
+        if let Some(file) = hit.handle.filter(|file| !file.is_suspect()) {
             return Ok(Some(Blob { digest, size_bytes, file }));
         }
+        // A doubted file is hashed, by one of those who ask for it.
+        let guard =
+            if self.shared.io.sending.has_suspects() { Some(self.shared.blob_locks.lock(&digest).await) } else { None };
         let shared = self.shared.clone();
-        let opened = self.shared.io.reading.run(move || shared.open_file(digest, hit.serial, size_bytes)).await?;
+        let open = move || {
+            let _guard = guard;
+            shared.open_file(digest, hit.serial, size_bytes)
+        };
+        let opened = self.shared.io.reading.run(open).await?;
         match opened {
             Opened::File(file) => Ok(Some(Blob { digest, size_bytes, file })),
             Opened::Gone => Ok(None),
@@ -242,7 +265,8 @@ impl Shared {
 
     fn open_file(self: &Arc<Self>, digest: Digest, serial: u64, size_bytes: u64) -> Result<Opened, StoreError> {
         // A thousand readers may have queued up behind the one that opened it.
-        if let Some(file) = self.ledger.read().handle(&digest, serial) {
+        let held = self.ledger.read().handle(&digest, serial);
+        if let Some(file) = held.filter(|file| !file.is_suspect()) {
             return Ok(Opened::File(file));
         }
         let path = self.layout.blob(&digest);
@@ -254,10 +278,16 @@ impl Shared {
             let what = format!("{} is {found} bytes long instead of {size_bytes}", path.display());
             return Ok(Opened::Damaged(what));
         }
+        if let Err(what) = self.io.sending.check(&self.io.disk, &file, &path, &digest) {
+            return Ok(Opened::Damaged(what));
+        }
         let file = OpenFile::new(file, path, self.io.clone());
         Ok(match self.ledger.change(|index| index.attach(&digest, serial, &file)) {
             Attach::Attached => Opened::File(file),
-            Attach::Taken(other) => Opened::File(other),
+            Attach::Taken(other) => match other.acquit(&file) {
+                Ok(()) => Opened::File(other),
+                Err(what) => Opened::Damaged(what),
+            },
             Attach::Gone => Opened::Gone,
         })
     }

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::fmt;
 use std::fs::{self, File, FileTimes, OpenOptions, Permissions};
 use std::io::{self, IoSlice, Read as _};
+use std::os::fd::BorrowedFd;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -243,6 +244,21 @@ impl Disk {
     /// Fills `buffer` from `offset` on.
     pub(super) fn read_into(&self, file: &File, path: &Path, offset: u64, buffer: &mut [u8]) -> Result<(), StoreError> {
         self.run(Op::Read, path, || file.read_exact_at(buffer, offset))
+    }
+
+    /// Sends up to `len` bytes from `offset` on to a socket. A full socket is an answer, and not counted.
+    pub(super) fn send(
+        &self,
+        file: &File,
+        path: &Path,
+        socket: BorrowedFd<'_>,
+        offset: u64,
+        len: usize,
+    ) -> io::Result<usize> {
+        if let Some(faults) = &self.faults {
+            faults.before(Op::Read, path)?;
+        }
+        Ok(rustix::fs::sendfile(socket, file, Some(&mut { offset }), len)?)
     }
 
     /// Reads a whole file of at most `limit` bytes; `None` if it isn't there.

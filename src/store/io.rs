@@ -5,7 +5,9 @@ use std::sync::atomic::AtomicUsize;
 
 use tokio::sync::{OwnedMutexGuard, watch};
 
+use super::buffers::Buffers;
 use super::fs::Disk;
+use super::sending::Sending;
 use crate::tasks::{Pool, PoolError};
 
 /// The disk, and where calls to it run.
@@ -22,6 +24,8 @@ pub(super) struct Io {
     deferred: Arc<watch::Sender<usize>>,
     /// How many files are open for readers.
     pub(super) open_files: AtomicUsize,
+    pub(super) sending: Sending,
+    pub(super) buffers: Arc<Buffers>,
 }
 
 /// Work that nobody waits for, but that [`Io::settled`] counts until this is dropped.
@@ -50,6 +54,8 @@ impl Io {
             writing: pool("store-write")?,
             deferred: Arc::new(watch::Sender::new(0)),
             open_files: AtomicUsize::new(0),
+            sending: Sending::default(),
+            buffers: Arc::default(),
         }))
     }
 

@@ -26,6 +26,7 @@ use crate::tasks;
 
 mod audit;
 mod blob;
+mod buffers;
 mod catalog;
 mod checkpoint;
 mod count;
@@ -47,6 +48,7 @@ mod recover;
 mod resting;
 mod room;
 mod seam;
+mod sending;
 mod sweep;
 mod versions;
 
@@ -216,6 +218,8 @@ impl Store {
         let (disk, paths, budget) = (io.disk.clone(), layout.clone(), options.budget);
         let recovered = io.writing.run(move || recover::recover(&disk, &paths, &*budget)).await?;
         let Recovered { index, budget, partials } = recovered;
+        let (probed, tmp) = (io.clone(), layout.tmp());
+        io.writing.run(move || probed.sending.find_out(&probed.disk, &tmp)).await;
 
         let capacity_bytes = budget.capacity_bytes;
         let (blobs, held_bytes, excess) = (index.blobs(), index.held(), index.excess());
@@ -322,6 +326,22 @@ impl fmt::Debug for Shared {
 impl Drop for Loading {
     fn drop(&mut self) {
         self.0.loaded.send_replace(true);
+    }
+}
+
+/// Open files for other modules' tests.
+#[cfg(test)]
+pub(crate) mod testing {
+    use super::*;
+
+    /// An open file with this content, that no store knows of and that lies nowhere any more.
+    pub(crate) fn open_file(content: &[u8]) -> Arc<OpenFile> {
+        use std::io::Write as _;
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(content).unwrap();
+        let io = Io::new(Disk::new(None, Arc::new(Metrics::new())), 1).unwrap();
+        io.sending.find_out(&io.disk, tempfile::tempdir().unwrap().path());
+        OpenFile::new(file, PathBuf::from("test"), io)
     }
 }
 

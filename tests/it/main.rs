@@ -26,5 +26,6 @@ mod registry;
 mod restart;
 mod resume;
 mod segments;
+mod serving;
 mod tls;
 mod upstreams;

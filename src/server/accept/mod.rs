@@ -10,7 +10,6 @@ use axum::Router;
 use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, StatusCode, header};
 use rustix::io::Errno;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
@@ -24,6 +23,7 @@ use super::error::ErrorResponse;
 use super::router::{CACHE_STATUS, insert};
 use super::stream::{Clock, Clocks};
 use super::tls::Tls;
+use super::wire::Wire;
 use crate::metrics::Metrics;
 use crate::mirror::Outcome;
 use crate::oci::error::ErrorCode;
@@ -62,7 +62,7 @@ const COMPLAINT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Where connections come from: a listener, or a test's script.
 trait Incoming {
-    type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+    type Stream: Wire;
     fn accept(&self) -> impl Future<Output = io::Result<(Self::Stream, ConnectionInfo)>> + Send;
 }
 
@@ -140,15 +140,12 @@ async fn refuse() -> Response {
 }
 
 /// A handshake counts as waiting for the first byte: until it's over, nothing was asked.
-async fn shake_hands<T>(
+async fn shake_hands<T: Wire>(
     tls: &TlsAcceptor,
     stream: T,
     deadline: Duration,
     draining: &CancellationToken,
-) -> Result<TlsStream<T>, End>
-where
-    T: AsyncRead + AsyncWrite + Unpin,
-{
+) -> Result<TlsStream<T>, End> {
     tokio::select! {
         shaken = tokio::time::timeout(deadline, tls.accept(stream)) => match shaken {
             Ok(stream) => stream.map_err(|error| {
@@ -234,10 +231,7 @@ impl Acceptor {
         }
     }
 
-    fn admit<T>(&self, stream: T, info: ConnectionInfo)
-    where
-        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    {
+    fn admit(&self, stream: impl Wire, info: ConnectionInfo) {
         let mut limits = self.limits.connection;
         let (place, app) = if let Ok(place) = self.places.clone().try_acquire_owned() {
             (place, self.app.clone())

@@ -14,10 +14,12 @@ use futures_util::stream::BoxStream;
 use http_body::{Frame, SizeHint};
 
 use super::connection::AbortHandle;
+use super::outbox::{FilePart, PART_BYTES_MAX};
 use crate::store::{OpenFile, Piece, Pieces};
 
-/// How much is read from a file at a time. A client that stops reading holds two chunks and a half at most: one read
-/// ahead here, and in hyper one more on top of what it still had to write when it asked for that.
+/// How much of what is in memory goes into a frame. Of a file that is read here, a client that stops reading holds two
+/// chunks and a half at most: one read ahead here, and in hyper one more on top of what it still had to write when it asked
+/// for that.
 const CHUNK_BYTES: usize = 256 << 10;
 
 /// What became of a body.
@@ -43,7 +45,11 @@ pub fn stream(
     abort: AbortHandle,
     on_end: impl FnOnce(BodyEnd) + Send + 'static,
 ) -> Body {
-    let parts = pieces.map(|piece| match piece {
+    let sends_files = abort.outbox().is_enabled();
+    let parts = pieces.map(move |piece| match piece {
+        Ok(Piece::File { file, offset, len }) if sends_files && file.is_sendable() => {
+            Ok(Part::Sent { file, offset, len })
+        }
         Ok(Piece::File { file, offset, len }) => Ok(Part::File { file: file as Arc<dyn ReadAt>, offset, len }),
         Ok(Piece::Memory(bytes)) => Ok(Part::Memory(bytes)),
         Err(cut) => Err(cut.reason),
@@ -53,18 +59,37 @@ pub fn stream(
 
 /// What can be read from; the store's open files, and a test's.
 trait ReadAt: Send + Sync {
+    /// How much should be read at a time.
+    fn read_bytes(&self) -> usize;
     fn read_at(self: Arc<Self>, offset: u64, len: usize) -> BoxFuture<'static, io::Result<Bytes>>;
 }
 
 enum Part {
-    File { file: Arc<dyn ReadAt>, offset: u64, len: u64 },
+    /// Of a file that is read here.
+    File {
+        file: Arc<dyn ReadAt>,
+        offset: u64,
+        len: u64,
+    },
+    /// Of a file that the connection sends without reading it.
+    Sent {
+        file: Arc<OpenFile>,
+        offset: u64,
+        len: u64,
+    },
     Memory(Bytes),
 }
 
 /// A chunk on its way.
 enum Chunk {
     Reading { len: usize, read: BoxFuture<'static, io::Result<Bytes>> },
-    There(io::Result<Bytes>),
+    There(io::Result<Content>),
+}
+
+/// What a frame is made of.
+enum Content {
+    Memory(Bytes),
+    File(FilePart),
 }
 
 /// Invariant: `taken` ≤ `length`, and `sent` + what is in hand, under way and in `part` = `taken`.
@@ -74,7 +99,7 @@ struct Frames {
     part: Option<Part>,
     /// The chunk after the one in hand.
     under_way: Option<Chunk>,
-    in_hand: Option<Bytes>,
+    in_hand: Option<Content>,
     /// The pieces have ended, or failed; they are not asked again.
     source: Source,
     length: Option<u64>,
@@ -95,6 +120,10 @@ enum Source {
 // === impl ReadAt ===
 
 impl ReadAt for OpenFile {
+    fn read_bytes(&self) -> usize {
+        Self::read_bytes(self)
+    }
+
     fn read_at(self: Arc<Self>, offset: u64, len: usize) -> BoxFuture<'static, io::Result<Bytes>> {
         Box::pin(async move { OpenFile::read_at(&self, offset, len).await })
     }
@@ -105,7 +134,7 @@ impl ReadAt for OpenFile {
 impl Part {
     fn len(&self) -> u64 {
         match self {
-            Self::File { len, .. } => *len,
+            Self::File { len, .. } | Self::Sent { len, .. } => *len,
             Self::Memory(bytes) => bytes.len() as u64,
         }
     }
@@ -114,16 +143,23 @@ impl Part {
     fn split(self) -> (Chunk, Option<Self>) {
         match self {
             Self::File { file, offset, len } => {
-                let first = usize::try_from(len).unwrap_or(usize::MAX).min(CHUNK_BYTES);
+                let first = usize::try_from(len).unwrap_or(usize::MAX).min(file.read_bytes());
                 let read = file.clone().read_at(offset, first);
                 let len = len - first as u64;
                 let rest = (len > 0).then(|| Self::File { file, offset: offset + first as u64, len });
                 (Chunk::Reading { len: first, read }, rest)
             }
+            Self::Sent { file, offset, len } => {
+                let first = usize::try_from(len).unwrap_or(usize::MAX).min(PART_BYTES_MAX);
+                let part = FilePart { file: file.clone(), offset, len: first };
+                let len = len - first as u64;
+                let rest = (len > 0).then(|| Self::Sent { file, offset: offset + first as u64, len });
+                (Chunk::There(Ok(Content::File(part))), rest)
+            }
             Self::Memory(mut bytes) => {
                 let first = bytes.split_to(bytes.len().min(CHUNK_BYTES));
                 let rest = (!bytes.is_empty()).then_some(Self::Memory(bytes));
-                (Chunk::There(Ok(first)), rest)
+                (Chunk::There(Ok(Content::Memory(first))), rest)
             }
         }
     }
@@ -137,11 +173,22 @@ impl Chunk {
         if let Self::Reading { len, read } = self {
             let len = *len;
             let result = ready!(read.as_mut().poll(cx)).and_then(|bytes| {
-                if bytes.len() == len { Ok(bytes) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+                if bytes.len() == len { Ok(Content::Memory(bytes)) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
             });
             *self = Self::There(result);
         }
         Poll::Ready(())
+    }
+}
+
+// === impl Content ===
+
+impl Content {
+    fn len(&self) -> usize {
+        match self {
+            Self::Memory(bytes) => bytes.len(),
+            Self::File(part) => part.len,
+        }
     }
 }
 
@@ -203,13 +250,13 @@ impl Frames {
     }
 
     /// The next chunk. Ready with `None` when there is none, well or badly.
-    fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+    fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Option<Content>> {
         self.advance(cx);
         if let Some(chunk) = &mut self.under_way {
             ready!(chunk.poll(cx));
         }
         match (self.under_way.take(), &self.source) {
-            (Some(Chunk::There(Ok(bytes))), _) => Poll::Ready(Some(bytes)),
+            (Some(Chunk::There(Ok(content))), _) => Poll::Ready(Some(content)),
             (Some(Chunk::There(Err(error))), _) => {
                 self.source = Source::Failed(format!("the content could not be read: {error}").into());
                 Poll::Ready(None)
@@ -251,27 +298,30 @@ impl http_body::Body for Frames {
         if this.done {
             return Poll::Ready(None);
         }
-        let bytes = match this.in_hand.take() {
-            Some(bytes) => bytes,
+        let content = match this.in_hand.take() {
+            Some(content) => content,
             None => match ready!(this.poll_chunk(cx)) {
-                Some(bytes) => bytes,
+                Some(content) => content,
                 None => return this.finish(),
             },
         };
         this.advance(cx);
-        let sent = this.sent + bytes.len() as u64;
+        let sent = this.sent + content.len() as u64;
         if this.length == Some(sent) {
             match &this.source {
                 Source::Ended => this.done = true,
                 Source::Failed(_) => return this.finish(),
                 Source::Open => {
-                    this.in_hand = Some(bytes);
+                    this.in_hand = Some(content);
                     return Poll::Pending;
                 }
             }
         }
         this.sent = sent;
-        Poll::Ready(Some(Ok(Frame::data(bytes))))
+        Poll::Ready(Some(Ok(Frame::data(match content {
+            Content::Memory(bytes) => bytes,
+            Content::File(part) => this.abort.outbox().announce(part),
+        }))))
     }
 
     fn is_end_stream(&self) -> bool {

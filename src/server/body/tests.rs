@@ -27,6 +27,10 @@ fn content(offset: u64, len: usize) -> Bytes {
 }
 
 impl ReadAt for GatedFile {
+    fn read_bytes(&self) -> usize {
+        CHUNK_BYTES
+    }
+
     fn read_at(self: Arc<Self>, offset: u64, len: usize) -> BoxFuture<'static, io::Result<Bytes>> {
         Box::pin(async move {
             self.reads.lock().push((offset, len));

@@ -20,7 +20,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio_util::sync::CancellationToken;
 use tower::Service;
 
-use super::stream::{ClientStream, Clock, Clocks, Shared, Tracked};
+use super::stream::{Clock, Clocks, Shared, Tracked};
+use super::wire::{ClientStream, Wire};
 
 pub use super::stream::AbortHandle;
 
@@ -69,9 +70,10 @@ pub async fn serve<T>(
     draining: CancellationToken,
 ) -> End
 where
-    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    T: Wire,
 {
-    let shared = Shared::new();
+    // hyper passes slices on as they are only to a stream that takes several at once.
+    let shared = Shared::new(stream.sends_files() && stream.is_write_vectored());
     let stream = ClientStream::new(stream, shared.clone());
     let requests = Requests { app, info, shared: shared.clone() };
     // No half_close: a client that closes its side has left, and is noticed even while a response waits for upstream.
@@ -85,6 +87,7 @@ where
     let end = drive(&mut connection, &shared, &limits.clocks, draining).await;
     // This drops the response body and the handler, if they are still there.
     let stream = connection.into_parts().io.into_inner().into_inner();
+    shared.outbox().clear();
     if end != End::Expired(Clock::Stall) && !shared.client_gone() {
         linger(stream, &limits).await;
     }
@@ -95,13 +98,14 @@ type Connection<T> = http1::Connection<TokioIo<ClientStream<T>>, Requests>;
 
 async fn drive<T>(connection: &mut Connection<T>, shared: &Shared, clocks: &Clocks, draining: CancellationToken) -> End
 where
-    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    T: Wire,
 {
     let mut draining = pin!(draining.cancelled_owned());
     let mut told = false;
     let mut alarm = pin!(tokio::time::sleep(clocks.first_byte));
     poll_fn(|cx| {
         shared.register(cx.waker());
+        shared.turn_began();
         let mut result = Pin::new(&mut *connection).poll(cx);
         if result.is_pending() && !told && draining.as_mut().poll(cx).is_ready() {
             told = true;

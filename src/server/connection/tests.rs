@@ -15,7 +15,8 @@ use crate::oci::error::ErrorCode;
 use crate::server::accept::Limits;
 use crate::server::body;
 use crate::server::error::ErrorResponse;
-use crate::store::{Cut, Piece};
+use crate::store::testing::open_file;
+use crate::store::{Cut, OpenFile, Piece};
 use crate::tasks;
 
 const LOOPBACKS: [&str; 2] = ["127.0.0.1:0", "[::1]:0"];
@@ -410,4 +411,155 @@ async fn draining_closes_an_idle_connection_and_lets_a_busy_one_finish() {
     assert_eq!(read_all(&mut busy).await.1, b"abc");
     drop(busy);
     assert_eq!(busy_end.await.unwrap(), End::Complete);
+}
+
+/// What a body is made of, for a response that announces `length`.
+fn serving(pieces: Vec<Piece>, length: Option<u64>) -> Router {
+    let handler = move |Extension(abort): Extension<AbortHandle>| async move {
+        body::stream(stream::iter(pieces).map(Ok).boxed(), length, abort, |_| {})
+    };
+    Router::new().fallback(handler)
+}
+
+fn part(file: &Arc<OpenFile>, offset: u64, len: u64) -> Piece {
+    Piece::File { file: file.clone(), offset, len }
+}
+
+/// Takes the chunks apart.
+fn unchunked(mut body: &[u8]) -> Vec<u8> {
+    let mut whole = Vec::new();
+    loop {
+        let at = body.windows(2).position(|window| window == b"\r\n").unwrap();
+        let len = usize::from_str_radix(std::str::from_utf8(&body[..at]).unwrap(), 16).unwrap();
+        whole.extend_from_slice(&body[at + 2..at + 2 + len]);
+        assert_eq!(&body[at + 2 + len..at + 4 + len], b"\r\n");
+        body = &body[at + 4 + len..];
+        if len == 0 {
+            return whole;
+        }
+    }
+}
+
+const MIB: usize = 1 << 20;
+
+#[tokio::test]
+async fn parts_of_files_and_memory_arrive_whole_and_in_order() {
+    let whole = content(5 * MIB + 7);
+    let file = open_file(&whole);
+    assert!(file.is_sendable(), "this test is about sendfile");
+    for ranges in [vec![0..1, 4..4], vec![0..0, 0..whole.len()], vec![3..MIB, 7..8, MIB..3 * MIB + 1, 0..70_000]] {
+        let mut pieces = vec![Piece::Memory(Bytes::from_static(b"<"))];
+        let mut expected = b"<".to_vec();
+        for range in ranges {
+            pieces.push(part(&file, range.start as u64, range.len() as u64));
+            pieces.push(Piece::Memory(Bytes::from_static(b"|")));
+            expected.extend_from_slice(&whole[range]);
+            expected.push(b'|');
+        }
+        for length in [Some(expected.len() as u64), None] {
+            let (mut client, end) = connect(LOOPBACKS[0], serving(pieces.clone(), length), limits()).await;
+            // Pipelined: the second response begins where the first has ended.
+            send(
+                &mut client,
+                "GET / HTTP/1.1\r\nhost: x\r\n\r\nGET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n",
+            )
+            .await;
+            let mut received = Vec::new();
+            client.read_to_end(&mut received).await.unwrap();
+            for last in [false, true] {
+                let (_, rest) = split(&received);
+                let body = if length.is_some() { rest[..expected.len()].to_vec() } else { unchunked(&rest) };
+                assert!(body == expected, "{length:?}");
+                let heads = received.windows(9).enumerate().filter(|(_, window)| *window == b"HTTP/1.1 ");
+                let heads: Vec<_> = heads.map(|(at, _)| at).collect();
+                assert_eq!(heads.len(), if last { 1 } else { 2 });
+                received.drain(..heads.get(1).copied().unwrap_or(0));
+            }
+            drop(client);
+            assert_eq!(end.await.unwrap(), End::Complete);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_stream_that_sends_no_files_gets_their_bytes() {
+    let whole = content(MIB + 7);
+    let file = open_file(&whole);
+    let app = serving(vec![part(&file, 0, whole.len() as u64)], Some(whole.len() as u64));
+    let (mut client, stream) = tokio::io::duplex(1000);
+    let nowhere = SocketAddr::from(([127, 0, 0, 1], 1));
+    let info = ConnectionInfo { peer: nowhere, local: nowhere };
+    let end = tasks::spawn("test connection", serve(stream, info, app, limits(), CancellationToken::new()));
+    client.write_all(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
+    let mut received = Vec::new();
+    client.read_to_end(&mut received).await.unwrap();
+    assert!(split(&received).1 == whole);
+    drop(client);
+    assert_eq!(end.await.unwrap(), End::Complete);
+}
+
+#[tokio::test]
+async fn a_file_that_is_too_short_ends_its_response_after_its_last_byte() {
+    let whole = content(2 * MIB + 7);
+    let file = open_file(&whole);
+    let announced = 3 * MIB as u64;
+    let app = serving(vec![part(&file, 0, announced)], Some(announced));
+    let (mut client, end) = connect(LOOPBACKS[0], app, limits()).await;
+    send(&mut client, "GET / HTTP/1.1\r\nhost: x\r\n\r\n").await;
+    assert!(read_all(&mut client).await.1 == whole);
+    drop(client);
+    assert_eq!(end.await.unwrap(), End::Aborted);
+}
+
+#[tokio::test]
+async fn a_head_is_sent_even_if_its_file_gives_nothing() {
+    let file = open_file(b"");
+    let (mut client, end) = connect(LOOPBACKS[0], serving(vec![part(&file, 0, 9)], Some(9)), limits()).await;
+    send(&mut client, "GET / HTTP/1.1\r\nhost: x\r\n\r\n").await;
+    let (head, body) = read_all(&mut client).await;
+    assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
+    assert!(body.is_empty());
+    drop(client);
+    assert_eq!(end.await.unwrap(), End::Aborted);
+}
+
+#[tokio::test]
+async fn what_stands_for_a_file_is_never_sent_itself() {
+    // A layer that copies what goes through it, as one that compresses would.
+    let file = open_file(&content(MIB));
+    let app = serving(vec![part(&file, 0, MIB as u64)], Some(MIB as u64)).layer(axum::middleware::map_response(
+        |response: Response<Body>| async {
+            response.map(|body| {
+                Body::from_stream(
+                    body.into_data_stream().map(|bytes| bytes.map(|bytes| Bytes::copy_from_slice(&bytes))),
+                )
+            })
+        },
+    ));
+    let (mut client, end) = connect(LOOPBACKS[0], app, limits()).await;
+    send(&mut client, "GET / HTTP/1.1\r\nhost: x\r\n\r\n").await;
+    let (_, body) = read_all(&mut client).await;
+    assert!(body.is_empty(), "{} bytes of nothing", body.len());
+    drop(client);
+    assert_eq!(end.await.unwrap(), End::Aborted);
+}
+
+#[tokio::test]
+async fn a_client_that_stops_reading_a_file_is_closed_by_the_write_clock() {
+    let file = open_file(&content(64 * MIB));
+    let app = serving(vec![part(&file, 0, 64 * MIB as u64)], Some(64 * MIB as u64));
+    let (mut client, end) = connect(LOOPBACKS[0], app, short(Clock::Stall)).await;
+    send(&mut client, "GET / HTTP/1.1\r\nhost: x\r\n\r\n").await;
+    assert_eq!(end.await.unwrap(), End::Expired(Clock::Stall));
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_in_the_middle_of_a_file_is_noticed() {
+    let file = open_file(&content(64 * MIB));
+    let app = serving(vec![part(&file, 0, 64 * MIB as u64)], Some(64 * MIB as u64));
+    let (mut client, end) = connect(LOOPBACKS[0], app, limits()).await;
+    send(&mut client, "GET / HTTP/1.1\r\nhost: x\r\n\r\n").await;
+    read_until(&mut client, b"\r\n\r\n").await;
+    drop(client);
+    assert_eq!(end.await.unwrap(), End::Failed);
 }
