@@ -12,6 +12,7 @@ use tokio::task::JoinHandle;
 
 use crate::config::{self, Config, FileSystemFacts, UnverifiedRanges};
 use crate::fill::{self, Fills};
+use crate::jobs::scrub;
 use crate::metrics::Metrics;
 use crate::mirror::{Mirror, Settings};
 use crate::server::Router;
@@ -53,6 +54,7 @@ pub struct Running {
     admin_tasks: Vec<JoinHandle<Drained>>,
     admin_shutdown: Shutdown,
     sweeping: JoinHandle<()>,
+    scrubbing: JoinHandle<()>,
 }
 
 /// Why a server could not start.
@@ -80,6 +82,9 @@ const LOCK_WAIT: Duration = Duration::from_mins(1);
 
 /// How often last reads are written down: what a crash can cost of the order of eviction.
 const SWEEP_EVERY: Duration = Duration::from_secs(30);
+
+/// How often a disk in trouble is looked at.
+const PROBE_EVERY: Duration = Duration::from_secs(5);
 
 /// Threads for the file system: enough to keep a disk busy, few enough that none wait for a core.
 const IO_THREADS: usize = 8;
@@ -119,7 +124,7 @@ pub async fn start_with(config: &Config, faults: Option<Arc<dyn Faults>>) -> Res
     let router = router::router(edge.clone(), recorder);
     let accepting = serve(listeners, tls.as_ref(), &router, limits, &metrics, &shutdown);
 
-    let store = open_store(config, &metrics, faults).await?;
+    let store = open_store(config, &metrics, faults, LOCK_WAIT).await?;
     let cores = thread::available_parallelism().map_or(1, usize::from);
     let fills = Fills::new(store.clone(), Pool::new("hash", cores)?, Arc::clone(&metrics), limits_of(config));
     let settings = Settings {
@@ -136,10 +141,16 @@ pub async fn start_with(config: &Config, faults: Option<Arc<dyn Faults>>) -> Res
     edge.set(Edge { mirror: mirror.clone(), client_header_timeout, readers, checks });
     let offline = config.offline;
     api.set_parts(Parts { mirror: mirror.clone(), store: store.clone(), fills: fills.clone(), offline });
-    report_capacity(&store, &readiness);
+    readiness.set_degraded("store", store.trouble());
     let draining = shutdown.draining_token();
     tasks::spawn("history", draining.run_until_cancelled_owned(history.keep(activity, Arc::clone(&metrics))));
     let sweeping = tasks::spawn("sweep", sweep(store.clone(), readiness.clone(), shutdown.clone()));
+    let schedule = scrub::Schedule {
+        period: config.storage.scrub_period,
+        bytes_per_second: config.storage.scrub_bytes_per_second,
+        hours: config.storage.scrub_hours,
+    };
+    let scrubbing = scrub::start(store.clone(), schedule, Arc::clone(&metrics), shutdown.clone());
     readiness.set_ready();
     Ok(Running {
         listen,
@@ -154,6 +165,7 @@ pub async fn start_with(config: &Config, faults: Option<Arc<dyn Faults>>) -> Res
         admin_tasks,
         admin_shutdown,
         sweeping,
+        scrubbing,
     })
 }
 
@@ -173,6 +185,7 @@ impl Running {
         self.mirror.stop().await;
         self.fills.stop().await;
         let _ = self.sweeping.await;
+        let _ = self.scrubbing.await;
         self.admin_shutdown.begin();
         for task in self.admin_tasks {
             let _ = task.await;
@@ -233,6 +246,7 @@ async fn open_store(
     config: &Config,
     metrics: &Arc<Metrics>,
     faults: Option<Arc<dyn Faults>>,
+    lock_wait: Duration,
 ) -> Result<Store, StoreError> {
     let storage = config.storage.clone();
     let budget = move |facts: &store::FileSystemFacts| {
@@ -255,7 +269,7 @@ async fn open_store(
     let options = store::Options {
         path: config.storage.path.clone(),
         budget: Arc::new(budget),
-        lock_wait: LOCK_WAIT,
+        lock_wait,
         io_threads: IO_THREADS,
         shrink_grace: store::Options::SHRINK_GRACE,
         offline: config.offline,
@@ -264,21 +278,20 @@ async fn open_store(
     Store::open(options, Arc::clone(metrics)).await
 }
 
-async fn sweep(store: Store, readiness: Readiness, shutdown: Shutdown) {
-    let mut ticks = tokio::time::interval(SWEEP_EVERY);
-    loop {
-        tokio::select! {
-            _ = ticks.tick() => {
-                store.sweep().await;
-                report_capacity(&store, &readiness);
-            }
-            () = shutdown.draining() => return,
-        }
-    }
+/// The store of a configuration whose server does not run: for commands. Nobody is waited for.
+pub async fn open_alone(config: &Config) -> Result<Store, StoreError> {
+    open_store(config, &Arc::new(Metrics::new()), None, Duration::ZERO).await
 }
 
-/// Tells operators while more is held than the capacity allows.
-fn report_capacity(store: &Store, readiness: &Readiness) {
-    let reason = "more is held than storage.capacity allows: nothing is evicted yet, and nothing new is stored";
-    readiness.set_degraded("store", store.snapshot().over_capacity.then(|| reason.to_owned()));
+/// Keeps the store in order, and operators informed of its trouble.
+async fn sweep(store: Store, readiness: Readiness, shutdown: Shutdown) {
+    let (mut sweeps, mut probes) = (tokio::time::interval(SWEEP_EVERY), tokio::time::interval(PROBE_EVERY));
+    loop {
+        tokio::select! {
+            _ = sweeps.tick() => store.sweep().await,
+            _ = probes.tick() => store.probe().await,
+            () = shutdown.draining() => return,
+        }
+        readiness.set_degraded("store", store.trouble());
+    }
 }

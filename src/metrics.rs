@@ -96,6 +96,9 @@ pub struct Metrics {
     pub store_reserved_bytes: Gauge,
     pub store_capacity_bytes: Gauge,
     pub store_blobs: Gauge,
+    pub store_pinned_bytes: Gauge,
+    pub store_degraded: Gauge,
+    pub scrubbed_bytes: Counter,
     pub evicted_bytes: Counter,
     pub evicted_idle_seconds: Histogram,
     pub verify_failures: Family<WhereLabels, Counter>,
@@ -154,6 +157,9 @@ impl Metrics {
             store_reserved_bytes: Gauge::default(),
             store_capacity_bytes: Gauge::default(),
             store_blobs: Gauge::default(),
+            store_pinned_bytes: Gauge::default(),
+            store_degraded: Gauge::default(),
+            scrubbed_bytes: Counter::default(),
             evicted_bytes: Counter::default(),
             evicted_idle_seconds: Histogram::new(IDLE_BUCKETS),
             verify_failures: Family::default(),
@@ -214,6 +220,13 @@ impl Metrics {
         r.register("store_reserved_bytes", "Bytes reserved for downloads", self.store_reserved_bytes.clone());
         r.register("store_capacity_bytes", "The configured capacity", self.store_capacity_bytes.clone());
         r.register("store_blobs", "Blobs held", self.store_blobs.clone());
+        r.register("store_pinned_bytes", "Bytes held that pins keep", self.store_pinned_bytes.clone());
+        r.register(
+            "store_degraded",
+            "1 while the disk can't keep what it should, and content is passed through",
+            self.store_degraded.clone(),
+        );
+        r.register("scrubbed_bytes", "Bytes that the scrub hashed again", self.scrubbed_bytes.clone());
         r.register("evicted_bytes", "Bytes evicted to make room", self.evicted_bytes.clone());
         r.register_with_unit(
             "evicted_idle",

@@ -4,7 +4,11 @@ pub mod check_config;
 pub mod demo;
 pub mod doctor;
 pub mod healthcheck;
+mod images;
+mod pin;
 pub mod serve;
+mod store;
+mod verify;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -33,6 +37,16 @@ enum Command {
     Doctor(doctor::Doctor),
     /// Ask a running server whether it's ready; exit code 0 if it is
     Healthcheck(healthcheck::Healthcheck),
+    /// Hash again all that a stopped server holds; exit code 0 if everything is right
+    Verify(verify::Verify),
+    /// List the images that a stopped server holds
+    Images(images::Images),
+    /// Remove images, and free what only they used
+    Rm(images::Rm),
+    /// Promise that images stay, whatever else finds no room
+    Pin(pin::PinArgs),
+    /// Take such a promise back
+    Unpin(pin::UnpinArgs),
 }
 
 /// Where the configuration comes from, and what overrides it.
@@ -75,6 +89,11 @@ pub fn main() -> ExitCode {
         Command::CheckConfig(settings) => check_config::main(&settings),
         Command::Doctor(doctor) => doctor::main(&doctor),
         Command::Healthcheck(healthcheck) => healthcheck::run(&healthcheck),
+        Command::Verify(verify) => verify::run(&verify),
+        Command::Images(images) => images::list(&images),
+        Command::Rm(rm) => images::remove(&rm),
+        Command::Pin(args) => pin::pin(&args),
+        Command::Unpin(args) => pin::unpin(&args),
     }
 }
 

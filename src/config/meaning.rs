@@ -64,6 +64,9 @@ pub(super) fn mean(written: Written, mistakes: &Mistakes) -> Config {
             path: value_or(written.path, default.storage.path),
             capacity: value_or(written.capacity, default.storage.capacity),
             min_free: value_or(written.min_free, default.storage.min_free),
+            scrub_period: value_or(written.scrub_period, default.storage.scrub_period),
+            scrub_bytes_per_second: value_or(written.scrub_rate, default.storage.scrub_bytes_per_second).max(1),
+            scrub_hours: value_or(written.scrub_hours, default.storage.scrub_hours),
         },
         fill: Fill {
             connections_per_blob: written

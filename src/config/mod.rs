@@ -124,6 +124,12 @@ pub struct Storage {
     pub capacity: Capacity,
     /// How much of the file system stays untouched.
     pub min_free: MinFree,
+    /// How often all that is held is hashed again; zero is never.
+    pub scrub_period: Duration,
+    /// How many bytes a second that reads.
+    pub scrub_bytes_per_second: u64,
+    /// Between which hours of the day (UTC) it works: from the first, until the second. It wraps around midnight.
+    pub scrub_hours: (u32, u32),
 }
 
 /// `[fill]`: downloads.
@@ -263,7 +269,14 @@ impl Default for Admin {
 
 impl Default for Storage {
     fn default() -> Self {
-        Self { path: PathBuf::from("cachalot-data"), capacity: Capacity::Default, min_free: MinFree::Percent(5) }
+        Self {
+            path: PathBuf::from("cachalot-data"),
+            capacity: Capacity::Default,
+            min_free: MinFree::Percent(5),
+            scrub_period: Duration::from_hours(30 * 24),
+            scrub_bytes_per_second: 16 << 20,
+            scrub_hours: (0, 24),
+        }
     }
 }
 

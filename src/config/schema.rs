@@ -89,8 +89,17 @@ pub(super) const ADMIN: Schema = Schema {
 };
 
 /// `[storage]`
-pub(super) const STORAGE: Schema =
-    Schema { path: "storage", keys: &[key("path", PATH), key("capacity", CAPACITY), key("min_free", CAPACITY)] };
+pub(super) const STORAGE: Schema = Schema {
+    path: "storage",
+    keys: &[
+        key("path", PATH),
+        key("capacity", CAPACITY),
+        key("min_free", CAPACITY),
+        key("scrub_period", DURATION),
+        key("scrub_rate", "a size such as \"16MiB\", read each second"),
+        key("scrub_hours", "hours of the day in UTC such as \"22-6\""),
+    ],
+};
 
 /// `[fill]`
 pub(super) const FILL: Schema = Schema {

@@ -50,6 +50,10 @@ impl Display for Shown<'_> {
             capacity => writeln!(f, "capacity = {}", text(&capacity.to_string()))?,
         }
         writeln!(f, "min_free = {}", text(&storage.min_free.to_string()))?;
+        writeln!(f, "scrub_period = {}", text(&duration_text(storage.scrub_period)))?;
+        writeln!(f, "scrub_rate = {}", text(&bytes_text(storage.scrub_bytes_per_second)))?;
+        let (from, until) = storage.scrub_hours;
+        writeln!(f, "scrub_hours = {}", text(&format!("{from}-{until}")))?;
         let unverified_ranges = match fill.unverified_ranges {
             UnverifiedRanges::Send => "send",
             UnverifiedRanges::Wait => "wait",

@@ -74,6 +74,15 @@ pub(super) fn duration_text(duration: Duration) -> String {
         .map_or_else(|| format!("{milliseconds}ms"), |(unit, factor)| format!("{}{unit}", milliseconds / factor))
 }
 
+/// Hours of the day, such as `22-6`: from the first until the second.
+pub(super) fn hours(text: &str) -> Result<(u32, u32), String> {
+    let parsed = text.split_once('-').and_then(|(from, until)| Some((from.parse().ok()?, until.parse().ok()?)));
+    match parsed {
+        Some((from, until)) if from < 24 && until <= 24 && from != until => Ok((from, until)),
+        _ => Err(format!("{} is not a span of hours: write two of 0 to 24, such as \"22-6\"", quoted(text))),
+    }
+}
+
 /// A size in bytes, such as `50GiB`. The unit is needed: a bare number means different things to different people.
 pub(super) fn bytes(text: &str) -> Result<u64, String> {
     number_and_unit(text, &SIZE_UNITS).ok_or_else(|| {

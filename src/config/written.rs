@@ -39,6 +39,9 @@ pub(super) struct Written {
     pub(super) path: Setting<PathBuf>,
     pub(super) capacity: Setting<Capacity>,
     pub(super) min_free: Setting<MinFree>,
+    pub(super) scrub_period: Setting<Duration>,
+    pub(super) scrub_rate: Setting<u64>,
+    pub(super) scrub_hours: Setting<(u32, u32)>,
     pub(super) connections_per_blob: Setting<u32>,
     pub(super) parallel_above: Setting<u64>,
     pub(super) unverified_ranges: Setting<UnverifiedRanges>,
@@ -128,6 +131,9 @@ impl Written {
             written.path = storage.take("path").and_then(path);
             written.capacity = storage.take("capacity").and_then(|entry| entry.parse(str::parse));
             written.min_free = storage.take("min_free").and_then(|entry| entry.parse(str::parse));
+            written.scrub_period = storage.take("scrub_period").and_then(|entry| duration(entry, &TTL));
+            written.scrub_rate = storage.take("scrub_rate").and_then(|entry| entry.parse(values::bytes));
+            written.scrub_hours = storage.take("scrub_hours").and_then(|entry| entry.parse(values::hours));
             storage.finish();
         }
         if let Some(mut fill) = root.take("fill").and_then(|entry| entry.section(schema::FILL)) {

@@ -25,6 +25,8 @@ pub const DOCKER_SCHEMA1_SIGNED: &str = "application/vnd.docker.distribution.man
 /// What a blob is served as.
 pub const OCTET_STREAM: &str = "application/octet-stream";
 
+/// The largest configuration that is looked into, in bytes.
+pub const CONFIG_BYTES_MAX: u64 = 8 << 20;
 /// What upstreams are told that we accept when we ask for a manifest: everything.
 ///
 /// The client's own list is ignored, for a narrow one would poison what is held for the other clients: some registries

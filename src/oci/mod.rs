@@ -2,6 +2,7 @@
 
 pub mod digest;
 pub mod error;
+pub mod image_name;
 pub mod manifest;
 pub mod media;
 pub mod name;
@@ -13,6 +14,7 @@ pub mod verify;
 
 pub use digest::{Algorithm, Digest};
 pub use error::{ErrorCode, error_body};
+pub use image_name::{ImageName, InvalidImageName};
 pub use manifest::{Descriptor, InvalidManifest, Manifest, Platform};
 pub use name::{Reference, RegistryName, Repository, RepositoryName, Tag};
 pub use range::{ByteRange, RangeRequest, RangeSpec};

@@ -197,6 +197,22 @@ impl Store {
         }
     }
 
+    /// Reads a whole blob of at most [`READ_BYTES_MAX`] bytes as [`Self::read_blob`] does, without its counting as a read.
+    pub(super) async fn peek_blob(&self, digest: &Digest) -> Result<Option<Bytes>, StoreError> {
+        if let Some(bytes) = self.shared.memory.get(digest).await {
+            return Ok(Some(bytes));
+        }
+        let Some((_, size_bytes)) = self.shared.ledger.read().entry(digest) else { return Ok(None) };
+        let (shared, digest) = (self.shared.clone(), *digest);
+        let read = move || {
+            let path = shared.layout.blob(&digest);
+            let Some(file) = shared.io.disk.open(&path)? else { return Ok(None) };
+            let bytes = shared.io.disk.read_at(&file, &path, 0, usize::try_from(size_bytes).unwrap_or(usize::MAX))?;
+            Ok(Verified::check(&digest, &bytes).is_ok().then_some(bytes))
+        };
+        if size_bytes > READ_BYTES_MAX { Ok(None) } else { self.shared.io.reading.run(read).await }
+    }
+
     async fn load(&self, digest: Digest, serial: u64) -> Result<Bytes, NotLoaded> {
         let blob = self.open_blob(&digest).await.map_err(NotLoaded::Failed)?.ok_or(NotLoaded::Gone)?;
         let checked = self
@@ -294,7 +310,7 @@ impl Shared {
 
     /// Drops a blob whose file turned out to be wrong, so that the next request fetches it again. Goes on to its end even
     /// when its caller goes away.
-    async fn heal(self: &Arc<Self>, digest: Digest, serial: u64, what: String, keep_file: bool) {
+    pub(super) async fn heal(self: &Arc<Self>, digest: Digest, serial: u64, what: String, keep_file: bool) {
         let (shared, deferred) = (self.clone(), self.io.defer());
         let healing = async move {
             let _deferred = deferred;

@@ -1,12 +1,12 @@
 //! What the records say, in memory: which manifests and tags each repository has, and what each manifest lists.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::sync::Arc;
 
 use super::ledger::Charge;
 use super::order::Parent;
+use super::reach::{Lines, Scope, reach, referrers};
 use crate::clock::Timestamp;
-use crate::oci::{Digest, Repository, Tag};
+use crate::oci::{Digest, ImageName, Reference, Repository, Tag};
 
 /// The records of a store, without their content. It is filled in the background after boot, repository by repository;
 /// it may only be changed by who holds the repository's lock, together with the files.
@@ -21,7 +21,7 @@ pub(super) struct Catalog {
 /// A manifest that is recorded in at least one repository.
 #[derive(Debug)]
 struct Listed {
-    children: Arc<[Digest]>,
+    lines: Lines,
     repositories: HashSet<Repository>,
 }
 
@@ -79,14 +79,14 @@ impl Catalog {
         repository: &Repository,
         digest: Digest,
         fetched: Timestamp,
-        children: Arc<[Digest]>,
+        lines: Lines,
         charge: Charge,
     ) {
         let listed = self
             .manifests
             .entry(digest)
-            .or_insert_with(|| Listed { children: children.clone(), repositories: HashSet::new() });
-        listed.children = children;
+            .or_insert_with(|| Listed { lines: Lines::default(), repositories: HashSet::new() });
+        listed.lines = lines;
         listed.repositories.insert(repository.clone());
         let folder = self.repositories.entry(repository.clone()).or_default();
         folder.manifests.entry(digest).or_default().record = Some((fetched, charge));
@@ -100,7 +100,7 @@ impl Catalog {
         let listed = self
             .manifests
             .entry(digest)
-            .or_insert_with(|| Listed { children: Arc::default(), repositories: HashSet::new() });
+            .or_insert_with(|| Listed { lines: Lines::default(), repositories: HashSet::new() });
         listed.repositories.insert(repository.clone());
     }
 
@@ -185,7 +185,7 @@ impl Catalog {
         let Some(folder) = self.repositories.get(repository) else { return Vec::new() };
         let listing = folder.manifests.iter().filter_map(|(manifest, recorded)| {
             let (fetched, _) = recorded.record.as_ref()?;
-            let lists = self.manifests.get(manifest)?.children.contains(digest);
+            let lists = self.manifests.get(manifest)?.lines.children.contains(digest);
             lists.then_some((*fetched, *manifest))
         });
         newest(listing, limit)
@@ -209,8 +209,41 @@ impl Catalog {
 
     /// Every manifest that lists something, for the order of eviction.
     pub(super) fn parents(&self) -> Vec<Parent> {
-        let listing = self.manifests.iter().filter(|(_, listed)| !listed.children.is_empty());
-        listing.map(|(digest, listed)| (*digest, listed.children.clone())).collect()
+        let listing = self.manifests.iter().filter(|(_, listed)| !listed.lines.children.is_empty());
+        listing.map(|(digest, listed)| (*digest, listed.lines.children.clone())).collect()
+    }
+
+    /// Everything that roots lead to.
+    pub(super) fn reach(&self, roots: impl IntoIterator<Item = Digest>, scope: Scope<'_>) -> HashSet<Digest> {
+        let lines = self.manifests.iter().map(|(digest, listed)| (digest, &listed.lines));
+        let referrers = if scope.referrers { referrers(lines) } else { HashMap::new() };
+        let lines = |digest: &Digest| self.manifests.get(digest).map(|listed| &listed.lines);
+        reach(roots, lines, &referrers, scope.platforms)
+    }
+
+    /// The manifest that an image's name stands for, as far as that is recorded.
+    pub(super) fn resolve(&self, image: &ImageName) -> Option<Digest> {
+        match &image.reference {
+            Reference::Digest(digest) => Some(*digest),
+            Reference::Tag(tag) => self.repositories.get(&image.repository)?.tags.get(tag).map(|(digest, _)| *digest),
+        }
+    }
+
+    /// All images: every tag, and every manifest that was recorded and has none.
+    pub(super) fn images(&self) -> Vec<(ImageName, Digest)> {
+        let image = |repository: &Repository, reference| ImageName { repository: repository.clone(), reference };
+        let of_one = |(repository, folder): (&Repository, &Folder)| {
+            let tags = folder.tags.iter().map(|(tag, (digest, _))| (Reference::Tag(tag.clone()), *digest));
+            let untagged = folder.manifests.iter().filter(|(_, recorded)| recorded.tags.is_empty());
+            let untagged = untagged.map(|(digest, _)| (Reference::Digest(*digest), *digest));
+            tags.chain(untagged).map(|(reference, digest)| (image(repository, reference), digest)).collect::<Vec<_>>()
+        };
+        self.repositories.iter().flat_map(of_one).collect()
+    }
+
+    /// Every manifest and what it lists.
+    pub(super) fn lines(&self) -> Vec<(Digest, Lines)> {
+        self.manifests.iter().map(|(digest, listed)| (*digest, listed.lines.clone())).collect()
     }
 
     pub(super) fn add_list(&mut self, repository: &Repository, file_name: String, list: HeldList) {

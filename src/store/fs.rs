@@ -13,6 +13,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use bytes::Bytes;
 
 use super::error::StoreError;
+use super::health::Health;
 use super::seam::{Change, Faults, Op};
 use crate::metrics::Metrics;
 
@@ -21,6 +22,7 @@ use crate::metrics::Metrics;
 pub(super) struct Disk {
     faults: Option<Arc<dyn Faults>>,
     metrics: Arc<Metrics>,
+    health: Arc<Health>,
 }
 
 /// One name in a folder.
@@ -66,7 +68,12 @@ const SLICES_MAX: usize = 1024;
 
 impl Disk {
     pub(super) fn new(faults: Option<Arc<dyn Faults>>, metrics: Arc<Metrics>) -> Self {
-        Self { faults, metrics }
+        let health = Arc::new(Health::new(metrics.clone()));
+        Self { faults, metrics, health }
+    }
+
+    pub(super) fn health(&self) -> &Health {
+        &self.health
     }
 
     /// Runs an operation that changes something.
@@ -92,7 +99,15 @@ impl Disk {
             if source.kind() != io::ErrorKind::NotFound {
                 self.metrics.store_failed(op.as_str());
             }
-            StoreError::io(op, path, source)
+            // Where there should be a folder to write to, an absent one is trouble.
+            let homeless = matches!(op, Op::Create | Op::Free) && source.kind() == io::ErrorKind::NotFound;
+            let error = StoreError::io(op, path, source);
+            if homeless {
+                self.health.note(error.to_string());
+            } else {
+                self.health.failed(&error);
+            }
+            error
         })
     }
 
@@ -259,6 +274,38 @@ impl Disk {
             faults.before(Op::Read, path)?;
         }
         Ok(rustix::fs::sendfile(socket, file, Some(&mut { offset }), len)?)
+    }
+
+    /// Opens a file that will be read once, without the system reading ahead of that; `None` if it isn't there.
+    pub(super) fn open_for_one_look(&self, path: &Path) -> Result<Option<File>, StoreError> {
+        let file = self.open(path)?;
+        if let Some(file) = &file {
+            // Read ahead, pages could not be told from those that were there before.
+            let _ = rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::Random);
+        }
+        Ok(file)
+    }
+
+    /// Fills `buffer` from `offset` on, and leaves in the page cache only what was there before.
+    pub(super) fn read_for_one_look(
+        &self,
+        file: &File,
+        path: &Path,
+        offset: u64,
+        buffer: &mut [u8],
+    ) -> Result<(), StoreError> {
+        self.run(Op::Read, path, || {
+            let resident = {
+                let flags = rustix::io::ReadWriteFlags::NOWAIT;
+                rustix::io::preadv2(file, &mut [io::IoSliceMut::new(buffer)], offset, flags).unwrap_or(0)
+            };
+            let (rest, from) = (&mut buffer[resident..], offset + resident as u64);
+            let read = file.read_exact_at(rest, from);
+            if let Some(len) = std::num::NonZeroU64::new(rest.len() as u64) {
+                let _ = rustix::fs::fadvise(file, from, Some(len), rustix::fs::Advice::DontNeed);
+            }
+            read
+        })
     }
 
     /// Reads a whole file of at most `limit` bytes; `None` if it isn't there.

@@ -1,6 +1,6 @@
 //! The accounts of the store: what is held, what it counts, who may go. Pure: no I/O, no clock, no async runtime.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
@@ -179,6 +179,16 @@ impl<H> Index<H> {
         present
             .map(|(digest, entry)| Candidate { digest: *digest, stamp: entry.stamp.load(Ordering::Relaxed) })
             .collect()
+    }
+
+    /// An entry's serial and size.
+    pub(super) fn entry(&self, digest: &Digest) -> Option<(u64, u64)> {
+        self.present(digest).map(|entry| (entry.serial, entry.size_bytes))
+    }
+
+    /// What those of a set that are present are charged.
+    pub(super) fn charges(&self, digests: &HashSet<Digest>) -> u64 {
+        digests.iter().filter_map(|digest| self.present(digest)).map(|entry| entry.charged_bytes).sum()
     }
 
     /// Everything held, with its size.

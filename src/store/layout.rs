@@ -10,6 +10,8 @@
 //!     repositories/<registry>/<repository>/_tags/<tag>.json
 //!     repositories/<registry>/<repository>/_manifests/sha256-abcd….json
 //!     repositories/<registry>/<repository>/_lists/<name>.json
+//!     pins/<name>.json               roots that must stay
+//!     scrub.json                     how far the scrub has come
 //!     quarantine/sha256-abcd…        failed verification after it was committed
 //!     tmp/                           files on their way to where they belong
 //! ```
@@ -95,6 +97,19 @@ impl Layout {
 
     pub(super) fn quarantined(&self, digest: &Digest) -> PathBuf {
         self.quarantine().join(dashed(digest))
+    }
+
+    pub(super) fn pins(&self) -> PathBuf {
+        self.base.join("pins")
+    }
+
+    pub(super) fn pin(&self, name: &Tag) -> PathBuf {
+        self.pins().join(format!("{name}.json"))
+    }
+
+    /// How far the scrub has come.
+    pub(super) fn scrub(&self) -> PathBuf {
+        self.base.join("scrub.json")
     }
 
     pub(super) fn repositories(&self) -> PathBuf {

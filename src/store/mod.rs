@@ -32,6 +32,8 @@ mod checkpoint;
 mod count;
 mod error;
 mod fs;
+mod health;
+mod images;
 mod index;
 mod io;
 mod layout;
@@ -41,12 +43,15 @@ mod lock;
 mod order;
 mod partial;
 mod piece;
+mod pins;
 mod publish;
+mod reach;
 mod record_files;
 mod records;
 mod recover;
 mod resting;
 mod room;
+mod scrub;
 mod seam;
 mod sending;
 mod sweep;
@@ -58,6 +63,7 @@ use io::{Io, Stripes};
 use layout::Layout;
 use ledger::Ledger;
 use lock::Lock;
+use pins::Pins;
 use records::RecordCaches;
 use recover::Recovered;
 use resting::Resting;
@@ -66,11 +72,14 @@ use versions::Versions;
 pub use blob::{Blob, OpenFile, READ_BYTES_MAX};
 pub use checkpoint::{CheckedPiece, Checkpoint, PIECE_BYTES_MAX, Prefix};
 pub use error::{NoRoom, StoreError};
+pub use images::{HeldImage, HeldLayer, RemoveError, Removed};
 pub use ledger::Reservation;
 pub use lists::{ListName, ListRecord};
 pub use partial::{Extent, Partial};
 pub use piece::{Cut, Piece, Pieces};
+pub use pins::{Pin, PinName};
 pub use records::{Listed, ManifestRecord, TagRecord};
+pub use scrub::{Checked, ScrubState};
 pub use seam::{Change, Faults, Op};
 
 /// How to open a store.
@@ -173,6 +182,11 @@ struct Shared {
     /// Small blobs that were read, verified.
     memory: moka::future::Cache<Digest, Bytes>,
     evictor: tokio::sync::Mutex<()>,
+    pins: RwLock<Pins>,
+    /// Whoever writes or removes a pin's file has its turn.
+    pin_turn: Mutex<()>,
+    /// What of the pinned content is held, as it counted when somebody last looked.
+    pinned_bytes: AtomicU64,
     /// The folders of partials that are in use, at rest or being removed.
     partials: Mutex<HashSet<PathBuf>>,
     /// Those of them that the disk would not let go of.
@@ -255,6 +269,9 @@ impl Store {
                 .weigher(|_, bytes: &Bytes| u32::try_from(bytes.len() + 256).unwrap_or(u32::MAX))
                 .build(),
             evictor: tokio::sync::Mutex::default(),
+            pins: RwLock::default(),
+            pin_turn: Mutex::default(),
+            pinned_bytes: AtomicU64::new(0),
             partials: Mutex::default(),
             unremoved: Mutex::default(),
             resting: Resting::default(),
@@ -262,6 +279,11 @@ impl Store {
             lock: Mutex::new(Some(lock)),
         });
         shared.enter_resting(partials);
+        let (disk, paths) = (shared.io.disk.clone(), shared.layout.clone());
+        for (name, pin, bytes) in shared.io.reading.run(move || pins::find(&disk, &paths)).await? {
+            let charge = shared.ledger.found_record(bytes);
+            shared.pins.write().insert(name, (pin, charge));
+        }
         let (loading, deferred) = (Loading(shared.clone()), shared.io.defer());
         tasks::spawn("load_catalog", async move {
             let _deferred = deferred;

@@ -7,10 +7,11 @@ use serde::{Deserialize, Serialize};
 use super::Store;
 use super::error::StoreError;
 use super::lists::ListRecord;
+use super::reach::Lines;
 use super::record_files::Look;
 use crate::clock::Timestamp;
 use crate::oci::manifest::Descriptor;
-use crate::oci::{Digest, Repository, Tag};
+use crate::oci::{Digest, ImageName, Reference, Repository, Tag};
 
 /// What a tag pointed to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -172,8 +173,12 @@ impl Store {
             .await
     }
 
-    /// Forgets what a tag points to.
+    /// Forgets what a tag points to, unless it is pinned.
     pub async fn forget_tag(&self, repository: &Repository, tag: &Tag) -> Result<(), StoreError> {
+        let image = ImageName { repository: repository.clone(), reference: Reference::Tag(tag.clone()) };
+        if self.shared.is_pinned_by_name(&image) {
+            return Ok(());
+        }
         let tag = tag.clone();
         self.shared
             .with_records(repository, move |shared, repository| {
@@ -249,8 +254,7 @@ impl Store {
                 let _turn = turn;
                 let Some(charge) = written else { return shared.drop_record(repository, &digest) };
                 let weight = usize::try_from(charge.bytes()).unwrap_or(usize::MAX);
-                let children = record.descriptors.iter().map(|descriptor| descriptor.digest).collect();
-                shared.catalog.write().add_manifest(repository, digest, record.fetched, children, charge);
+                shared.catalog.write().add_manifest(repository, digest, record.fetched, Lines::of(&record), charge);
                 shared.records.manifests.insert((repository.clone(), digest), (record, weight));
             })
             .await

@@ -15,6 +15,7 @@ use super::fs::{Disk, Found, Kind, Space};
 use super::index::Index;
 use super::layout::{self, ALGORITHMS, LISTS, Layout, MANIFESTS, TAGS};
 use super::publish::{MODE_RECORD, publish_bytes};
+use super::reach::Lines;
 use super::records::{ManifestRecord, TagRecord};
 use super::resting::{self, FoundPartial};
 use super::{Budget, FileSystemFacts, Shared};
@@ -79,7 +80,7 @@ pub(super) fn recover(
     budget: &dyn Fn(&FileSystemFacts) -> Budget,
 ) -> Result<Recovered, StoreError> {
     disk.empty(&layout.tmp(), 0)?;
-    for folder in [layout.partials(), layout.tmp(), layout.repositories(), layout.quarantine()] {
+    for folder in [layout.partials(), layout.tmp(), layout.repositories(), layout.quarantine(), layout.pins()] {
         disk.ensure_folder(&folder)?;
     }
     if disk.facts(&layout.cachedir_tag())?.is_none() {
@@ -235,8 +236,7 @@ impl Shared {
             }
             if let Some((record, len)) = self.read_record::<ManifestRecord>(&path)? {
                 let charge = self.ledger.found_record(record_charge(len as u64));
-                let children = record.descriptors.iter().map(|descriptor| descriptor.digest).collect();
-                self.catalog.write().add_manifest(repository, digest, record.fetched, children, charge);
+                self.catalog.write().add_manifest(repository, digest, record.fetched, Lines::of(&record), charge);
             }
         }
         Ok(())

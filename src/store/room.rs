@@ -40,6 +40,14 @@ impl Store {
 impl Shared {
     /// Sets `charged_bytes` aside, as they count.
     pub(super) async fn reserve_charged(self: &Arc<Self>, charged_bytes: u64) -> Result<Reservation, NoRoom> {
+        let reserved = self.reserve_or_evict(charged_bytes).await;
+        if let Err(refusal @ NoRoom::Disk { .. }) = &reserved {
+            self.io.disk.health().note(refusal.to_string());
+        }
+        reserved
+    }
+
+    async fn reserve_or_evict(self: &Arc<Self>, charged_bytes: u64) -> Result<Reservation, NoRoom> {
         match self.ledger.reserve(charged_bytes) {
             Answer::Granted(reservation) => {
                 if self.shortage(charged_bytes).await? == 0 {
@@ -63,7 +71,7 @@ impl Shared {
     }
 
     /// How many bytes the file system lacks to its floor, once everything reserved is written.
-    async fn shortage(&self, needed_bytes: u64) -> Result<u64, NoRoom> {
+    pub(super) async fn shortage(&self, needed_bytes: u64) -> Result<u64, NoRoom> {
         let (disk, path) = (self.io.disk.clone(), self.layout.base().to_owned());
         let space = self.io.reading.run(move || disk.space(&path)).await;
         let space = space.map_err(|error| NoRoom::Unknown(Box::new(error)))?;
@@ -93,7 +101,7 @@ impl Shared {
                     0 => return Ok(reservation),
                     short => (short, "the file system is full down to its floor (storage.min_free)"),
                 },
-                Answer::Short { by } => (by, "all that is held is being read, and the rest is reserved"),
+                Answer::Short { by } => (by, "all that is held is pinned or being read, and the rest is reserved"),
                 Answer::Never { capacity_bytes } => return Err(NoRoom::Never { needed_bytes, capacity_bytes }),
             };
             if self.drop_resting(least).await > 0 {
@@ -130,12 +138,14 @@ impl Shared {
         }
     }
 
-    /// The order of eviction as of now. Stamps of children rise to those of their parents.
+    /// The order of eviction as of now, without what is pinned. Stamps of children rise to those of their parents.
     pub(super) fn order_now(&self) -> Order {
         let parents = self.catalog.read().parents();
         let candidates = self.ledger.read().candidates();
-        let order = order(candidates, &parents);
+        let mut order = order(candidates, &parents);
         self.ledger.read().raise(&order.raised);
+        let pinned = self.pinned();
+        order.candidates.retain(|candidate| !pinned.contains(&candidate.digest));
         order
     }
 
@@ -146,10 +156,16 @@ impl Shared {
         let shared = self.clone();
         let order = self.io.reading.run(move || shared.order_now()).await;
         let victims = self.ledger.change(|index| index.begin_evict(&order.candidates, least, enough));
-        let (mut freed, mut removed) = (0, Vec::new());
+        self.evict_all(victims).await.0
+    }
+
+    /// Removes victims. Returns how many bytes that freed, and how many blobs went. The caller has its turn.
+    pub(super) async fn evict_all(self: &Arc<Self>, victims: Vec<Victim>) -> (u64, usize) {
+        let (mut freed, mut count, mut removed) = (0, 0, Vec::new());
         for victim in victims {
             if let Some(room) = self.evict_one(victim).await {
                 freed += victim.charged_bytes;
+                count += 1;
                 removed.push((victim.digest, room));
             }
             if removed.len() == REMOVED_BATCH {
@@ -157,7 +173,7 @@ impl Shared {
             }
         }
         self.free(removed).await;
-        freed
+        (freed, count)
     }
 
     async fn evict_one(self: &Arc<Self>, victim: Victim) -> Option<Reservation> {

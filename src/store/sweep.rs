@@ -13,7 +13,7 @@ const BATCH: usize = 256;
 
 impl Store {
     /// One pass: raises the stamps of children to those of their newest parents, sets the times of the files of what was
-    /// read since the last pass, removes partials that could not be removed before, and lets go of interrupted downloads
+    /// read since the last pass, removes partials that could not be removed before, probes a disk in trouble, and lets go of interrupted downloads
     /// that are old and of what a lowered capacity no longer allows. To be called about every 30 s, and at shutdown.
     pub async fn sweep(&self) {
         let (shared, deferred) = (self.shared.clone(), self.shared.io.defer());
@@ -22,6 +22,11 @@ impl Store {
             shared.persist_stamps().await;
             shared.remove_leftovers().await;
             shared.drop_old_resting().await;
+            Store { shared: shared.clone() }.probe().await;
+            if !shared.pins.read().is_empty() {
+                let shared = shared.clone();
+                shared.clone().io.reading.run(move || shared.pinned()).await;
+            }
             if shared.ledger.read().excess() > 0 {
                 shared.evict_excess().await;
             }

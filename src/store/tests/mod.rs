@@ -2,6 +2,8 @@
 
 mod eviction;
 mod faults;
+mod keeping;
+mod model;
 mod opening;
 mod power;
 mod reading;

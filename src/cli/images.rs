@@ -1,0 +1,109 @@
+//! `cachalot images` and `cachalot rm`: what is held, as people think of it, and the removal of what isn't wanted.
+
+use std::process::ExitCode;
+
+use clap::Args;
+use serde_json::json;
+
+use crate::oci::ImageName;
+use crate::store::HeldImage;
+
+use super::store::{StoreArgs, size, with_store};
+use super::{EXIT_FAILURE, fail};
+
+/// The arguments of `images`.
+#[derive(Debug, Args)]
+pub(super) struct Images {
+    #[command(flatten)]
+    store: StoreArgs,
+    /// Show so many of the largest blobs as well
+    #[arg(long, value_name = "COUNT", default_value_t = 0)]
+    layers: usize,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// The arguments of `rm`.
+#[derive(Debug, Args)]
+pub(super) struct Rm {
+    #[command(flatten)]
+    store: StoreArgs,
+    /// Images, such as nginx:1.27 or quay.io/a/b@sha256:…
+    #[arg(required = true)]
+    images: Vec<ImageName>,
+}
+
+/// Runs `images`.
+#[expect(clippy::print_stdout, reason = "the list is what the command is for")]
+pub(super) fn list(args: &Images) -> ExitCode {
+    with_store(&args.store, async |store| {
+        let (images, layers) = match store.images().await {
+            Ok(images) => (images, store.largest_layers(args.layers).await),
+            Err(error) => return fail(&error.to_string()),
+        };
+        if args.json {
+            println!("{}", json!({ "images": images, "layers": layers }));
+            return ExitCode::SUCCESS;
+        }
+        table(&images);
+        if !layers.is_empty() {
+            println!("\nLARGEST BLOBS");
+        }
+        for layer in layers {
+            let images: Vec<_> = layer.images.iter().map(ToString::to_string).collect();
+            println!("{:>10}  {}  {}", size(layer.size_bytes), layer.digest, images.join(" "));
+        }
+        ExitCode::SUCCESS
+    })
+}
+
+#[expect(clippy::print_stdout, reason = "the list is what the command is for")]
+fn table(images: &[HeldImage]) {
+    let name = |image: &HeldImage| image.image.to_string();
+    let width = images.iter().map(|image| name(image).len()).max().unwrap_or(0).max(5);
+    println!("{:width$}  {:>10}  {:>10}  {:>9}  PLATFORMS, STATE", "IMAGE", "SIZE", "SHARED", "USED");
+    for image in images {
+        let mut notes = vec![image.platforms.join(" ")];
+        if !image.complete {
+            notes.push("incomplete".to_owned());
+        }
+        if !image.pins.is_empty() {
+            let pins: Vec<_> = image.pins.iter().map(ToString::to_string).collect();
+            notes.push(format!("pinned by {}", pins.join(" ")));
+        }
+        notes.retain(|note| !note.is_empty());
+        let used = image.last_used.age().map_or_else(|| "-".to_owned(), ago);
+        let (name, notes) = (name(image), notes.join(", "));
+        println!("{name:width$}  {:>10}  {:>10}  {used:>9}  {notes}", size(image.size_bytes), size(image.shared_bytes));
+    }
+}
+
+fn ago(age: std::time::Duration) -> String {
+    match age.as_secs() {
+        seconds if seconds < 120 => format!("{seconds} s ago"),
+        seconds if seconds < 7200 => format!("{} m ago", seconds / 60),
+        seconds if seconds < 172_800 => format!("{} h ago", seconds / 3600),
+        seconds => format!("{} d ago", seconds / 86_400),
+    }
+}
+
+/// Runs `rm`.
+#[expect(clippy::print_stdout, reason = "what was freed is what people want to know")]
+pub(super) fn remove(args: &Rm) -> ExitCode {
+    with_store(&args.store, async |store| {
+        let mut code = ExitCode::SUCCESS;
+        for image in &args.images {
+            match store.remove_image(image).await {
+                Ok(removed) => {
+                    println!("removed {image}: {} freed, {} blobs", size(removed.freed_bytes), removed.blobs);
+                }
+                Err(error) => {
+                    fail(&error.to_string());
+                    code = ExitCode::from(EXIT_FAILURE);
+                }
+            }
+        }
+        code
+    })
+}

@@ -1,0 +1,3 @@
+//! Work that outlives a request and goes on by itself.
+
+pub mod scrub;
