@@ -107,7 +107,7 @@ impl Store {
                 pins: self.pins_of(image),
             });
         }
-        rows.sort_by(|a, b| a.image.to_string().cmp(&b.image.to_string()));
+        rows.sort_by_key(|row| row.image.to_string());
         Ok(rows)
     }
 

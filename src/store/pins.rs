@@ -54,7 +54,7 @@ pub(super) fn find(disk: &Disk, layout: &Layout) -> Result<Vec<(PinName, Pin, u6
         match (layout::tag_at(&found.name), serde_json::from_slice(&read)) {
             (Some(name), Ok(pin)) => pins.push((name, pin, record_charge(read.len() as u64))),
             (None, _) => {
-                tracing::error!(path = %path.display(), "this is not a pin's name, and nothing is kept for it")
+                tracing::error!(path = %path.display(), "this is not a pin's name, and nothing is kept for it");
             }
             (_, Err(error)) => {
                 disk.parse_failed();

@@ -133,7 +133,8 @@ impl Shared {
             }
             offset += len;
             if let Some(rate) = bytes_per_second {
-                tokio::time::sleep_until(begun + Duration::from_secs_f64(len as f64 / rate.max(1) as f64)).await;
+                let pause = Duration::from_micros(len.saturating_mul(1_000_000) / rate.max(1));
+                tokio::time::sleep_until(begun + pause).await;
             }
         }
         match verifier.finish() {

@@ -207,6 +207,18 @@ impl Connection {
         Self { stream, buffer: BytesMut::new(), asked: std::collections::VecDeque::new(), body }
     }
 
+    /// One request to a server that may be killed at any moment: its head, if one came, and what came of the body.
+    pub(crate) async fn attempt(addr: SocketAddr, request: &Request) -> Option<Answer> {
+        let stream = TcpStream::connect(addr).await.ok()?;
+        let body = Framing::Ended(End::Complete);
+        let mut connection = Self { stream, buffer: BytesMut::new(), asked: std::collections::VecDeque::new(), body };
+        connection.stream.write_all(&request.to_bytes(addr)).await.ok()?;
+        connection.asked.push_back(request.method == "HEAD");
+        let head = connection.try_head().await?;
+        let (body, end) = connection.rest().await;
+        Some(Answer { head, body, end })
+    }
+
     /// Sends a request without waiting for its answer. Several in a row are pipelined.
     pub(crate) async fn send(&mut self, request: &Request) {
         let bytes = request.to_bytes(self.stream.peer_addr().unwrap());

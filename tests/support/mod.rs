@@ -10,6 +10,7 @@ pub(crate) mod client;
 pub(crate) mod images;
 pub(crate) mod mirror;
 pub(crate) mod multipart;
+pub(crate) mod program;
 pub(crate) mod registry;
 pub(crate) mod secrets;
 pub(crate) mod simulated_disk;

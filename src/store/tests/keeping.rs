@@ -106,7 +106,7 @@ async fn of_an_index_only_the_pinned_platforms_stay() {
     let mut record = manifest_record(1, &[amd, arm]);
     for (descriptor, architecture) in record.descriptors.iter_mut().zip(["amd64", "arm64"]) {
         let (os, architecture) = ("linux".to_owned(), architecture.to_owned());
-        descriptor.platform = Some(Platform { os, architecture, ..Platform::default() });
+        descriptor.platform = Some(Platform { architecture, os, ..Platform::default() });
     }
     let index = put(&store, "index", 500).await;
     store.put_manifest(&repository("a"), index, record).await.unwrap();
