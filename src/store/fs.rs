@@ -93,7 +93,12 @@ impl Disk {
     }
 
     /// Runs one operation. A name that is not there is an answer for most callers, so `NotFound` is not counted.
-    fn run<T>(&self, op: Op, path: &Path, operation: impl FnOnce() -> io::Result<T>) -> Result<T, StoreError> {
+    pub(super) fn run<T>(
+        &self,
+        op: Op,
+        path: &Path,
+        operation: impl FnOnce() -> io::Result<T>,
+    ) -> Result<T, StoreError> {
         let allowed = self.faults.as_ref().map_or(Ok(()), |faults| faults.before(op, path));
         allowed.and_then(|()| operation()).map_err(|source| {
             if source.kind() != io::ErrorKind::NotFound {
@@ -274,38 +279,6 @@ impl Disk {
             faults.before(Op::Read, path)?;
         }
         Ok(rustix::fs::sendfile(socket, file, Some(&mut { offset }), len)?)
-    }
-
-    /// Opens a file that will be read once, without the system reading ahead of that; `None` if it isn't there.
-    pub(super) fn open_for_one_look(&self, path: &Path) -> Result<Option<File>, StoreError> {
-        let file = self.open(path)?;
-        if let Some(file) = &file {
-            // Read ahead, pages could not be told from those that were there before.
-            let _ = rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::Random);
-        }
-        Ok(file)
-    }
-
-    /// Fills `buffer` from `offset` on, and leaves in the page cache only what was there before.
-    pub(super) fn read_for_one_look(
-        &self,
-        file: &File,
-        path: &Path,
-        offset: u64,
-        buffer: &mut [u8],
-    ) -> Result<(), StoreError> {
-        self.run(Op::Read, path, || {
-            let resident = {
-                let flags = rustix::io::ReadWriteFlags::NOWAIT;
-                rustix::io::preadv2(file, &mut [io::IoSliceMut::new(buffer)], offset, flags).unwrap_or(0)
-            };
-            let (rest, from) = (&mut buffer[resident..], offset + resident as u64);
-            let read = file.read_exact_at(rest, from);
-            if let Some(len) = std::num::NonZeroU64::new(rest.len() as u64) {
-                let _ = rustix::fs::fadvise(file, from, Some(len), rustix::fs::Advice::DontNeed);
-            }
-            read
-        })
     }
 
     /// Reads a whole file of at most `limit` bytes; `None` if it isn't there.

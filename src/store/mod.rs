@@ -40,6 +40,7 @@ mod layout;
 mod ledger;
 mod lists;
 mod lock;
+mod one_look;
 mod order;
 mod partial;
 mod piece;

@@ -1,5 +1,6 @@
 //! The program is killed at random moments: after each restart every byte that it serves is right.
 
+use std::io::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
@@ -48,7 +49,7 @@ async fn ask(addr: std::net::SocketAddr, path: &str, right: &[bytes::Bytes], tal
     }
     tally.bytes.fetch_add(answer.body.len() as u64, Ordering::Relaxed);
     if answer.end == End::Complete {
-        assert!(right.iter().any(|right| answer.body == *right), "{path}: wrong bytes, complete");
+        assert!(right.contains(&answer.body), "{path}: wrong bytes, complete");
         tally.complete.fetch_add(1, Ordering::Relaxed);
         return true;
     }
@@ -68,7 +69,7 @@ async fn pull(addr: std::net::SocketAddr, images: Arc<Vec<Image>>, n: usize, tag
     }
 }
 
-async fn rounds(count: usize, seed: u64) {
+async fn rounds(count: usize, seed: u64) -> Arc<Tally> {
     let dice = Dice(AtomicU64::new(seed));
     let registry = Registry::start().await;
     let images: Arc<Vec<_>> = Arc::new(
@@ -109,8 +110,8 @@ async fn rounds(count: usize, seed: u64) {
         let tmp = std::fs::read_dir(program.data().join("v1/tmp")).unwrap().count();
         assert_eq!(tmp, 0, "round {round}: temporary files were left");
     }
-    println!("{count} rounds: {tally:?}");
     assert!(tally.complete.load(Ordering::Relaxed) > count && tally.held_after.load(Ordering::Relaxed) > count);
+    tally
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -122,5 +123,6 @@ async fn killed_at_any_moment_the_program_serves_nothing_wrong_afterwards() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "takes minutes: part of .ci/long"]
 async fn killed_two_hundred_times_the_program_serves_nothing_wrong_afterwards() {
-    rounds(200, 2).await;
+    let tally = rounds(200, 2).await;
+    writeln!(std::io::stderr(), "200 kills: {tally:?}").unwrap();
 }

@@ -193,10 +193,11 @@ impl World {
     async fn begin(&mut self, id: u8, known: bool) {
         let (digest, bytes) = blob(id);
         let size_bytes = known.then_some(bytes.len() as u64);
-        let Ok(room) = self.store().reserve(size_bytes.unwrap_or(0)).await else { return };
         let registry = "docker.io".parse().unwrap();
-        let partial = self.store().create_partial(&registry, digest, size_bytes, room).await.unwrap();
-        self.filling.push(Filling { partial, id, written: 0 });
+        match self.store().create_partial(&registry, digest, size_bytes.map_or(Extent::Growing, Extent::Whole)).await {
+            Ok(partial) => self.filling.push(Filling { partial, id, written: 0 }),
+            Err(refusal) => assert!(refusal.is_no_space(), "{refusal}"),
+        }
     }
 
     async fn write(&mut self, at: usize) {
