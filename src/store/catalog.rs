@@ -193,7 +193,7 @@ impl Catalog {
 
     /// Manifests that list a digest, in whichever repository they are recorded, at most `limit` of them.
     pub(super) fn listing_anywhere(&self, digest: &Digest, limit: usize) -> Vec<(Repository, Digest)> {
-        let listing = self.manifests.iter().filter(|(_, listed)| listed.children.contains(digest));
+        let listing = self.manifests.iter().filter(|(_, listed)| listed.lines.children.contains(digest));
         let recorded = listing.flat_map(|(manifest, listed)| {
             listed.repositories.iter().map(|repository| (repository.clone(), *manifest))
         });
