@@ -25,11 +25,9 @@ pub(super) fn mean(written: Written, mistakes: &Mistakes) -> Config {
         negative_ttl: value_or(written.negative_ttl, default.tags.negative_ttl),
     };
     let upstreams = merge::upstreams(written.upstreams, &tags, mistakes);
-    if let Some(Located { value, place }) = &written.listen
-        && value.is_empty()
-    {
-        mistakes.report(place.clone(), "no address: clients need at least one");
-    }
+    let connections = written.connections_per_blob;
+    let connections_per_blob = connections.map_or(default.fill.connections_per_blob, |written| count(written.value));
+    report_nowhere(written.listen.as_ref(), mistakes);
     let listen = located(written.listen, &default.server.listen, "server.listen");
     let admin_listen = located(written.admin_listen, &default.admin.listen, "admin.listen");
     report_conflicts(&listen, &admin_listen, mistakes);
@@ -69,9 +67,7 @@ pub(super) fn mean(written: Written, mistakes: &Mistakes) -> Config {
             scrub_hours: value_or(written.scrub_hours, default.storage.scrub_hours),
         },
         fill: Fill {
-            connections_per_blob: written
-                .connections_per_blob
-                .map_or(default.fill.connections_per_blob, |written| count(written.value)),
+            connections_per_blob,
             parallel_above_bytes: value_or(written.parallel_above, default.fill.parallel_above_bytes),
             unverified_ranges: value_or(written.unverified_ranges, default.fill.unverified_ranges),
             complete_from_percent: value_or(written.complete_from, default.fill.complete_from_percent),
@@ -86,6 +82,15 @@ pub(super) fn mean(written: Written, mistakes: &Mistakes) -> Config {
             format: value_or(written.log_format, default.log.format),
             level: value_or(written.log_level, default.log.level),
         },
+    }
+}
+
+/// Reports an empty list of addresses.
+fn report_nowhere(listen: Option<&Located<Vec<Located<SocketAddr>>>>, mistakes: &Mistakes) {
+    if let Some(Located { value, place }) = listen
+        && value.is_empty()
+    {
+        mistakes.report(place.clone(), "no address: clients need at least one");
     }
 }
 

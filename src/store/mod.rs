@@ -280,11 +280,7 @@ impl Store {
             lock: Mutex::new(Some(lock)),
         });
         shared.enter_resting(partials);
-        let (disk, paths) = (shared.io.disk.clone(), shared.layout.clone());
-        for (name, pin, bytes) in shared.io.reading.run(move || pins::find(&disk, &paths)).await? {
-            let charge = shared.ledger.found_record(bytes);
-            shared.pins.write().insert(name, (pin, charge));
-        }
+        shared.load_pins().await?;
         let (loading, deferred) = (Loading(shared.clone()), shared.io.defer());
         tasks::spawn("load_catalog", async move {
             let _deferred = deferred;

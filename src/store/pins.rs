@@ -1,6 +1,7 @@
 //! Pins: named promises that images stay, with everything that belongs to them.
 
 use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
@@ -46,7 +47,7 @@ const PIN_BYTES_MAX: u64 = 16 << 20;
 const SPARE_SHARE: u64 = 50;
 
 /// The pins on disk. One that can't be read is left for a person to look at, and said aloud: it was a promise.
-pub(super) fn find(disk: &Disk, layout: &Layout) -> Result<Vec<(PinName, Pin, u64)>, StoreError> {
+fn find(disk: &Disk, layout: &Layout) -> Result<Vec<(PinName, Pin, u64)>, StoreError> {
     let mut pins = Vec::new();
     for found in disk.list(&layout.pins())?.into_iter().filter(|found| found.kind == Kind::File) {
         let path = layout.pins().join(&found.name);
@@ -114,6 +115,16 @@ impl Store {
 // === impl Shared ===
 
 impl Shared {
+    /// Takes in the pins on disk.
+    pub(super) async fn load_pins(self: &Arc<Self>) -> Result<(), StoreError> {
+        let (disk, paths) = (self.io.disk.clone(), self.layout.clone());
+        for (name, pin, bytes) in self.io.reading.run(move || find(&disk, &paths)).await? {
+            let charge = self.ledger.found_record(bytes);
+            self.pins.write().insert(name, (pin, charge));
+        }
+        Ok(())
+    }
+
     /// Everything that one pin keeps, held or not.
     fn reach_of(&self, pin: &Pin) -> HashSet<Digest> {
         let catalog = self.catalog.read();
