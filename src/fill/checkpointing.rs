@@ -62,26 +62,34 @@ impl<'a> Checkpointer<'a> {
         Self { progress, frontier, partial, pool, origins, checked: BTreeMap::new() }
     }
 
-    /// Takes checkpoints for ever. One that fails costs no more than what a crash would cost.
-    pub(super) async fn keep_taking(&mut self) {
+    /// Takes checkpoints for as long as the disk keeps what is written. One that can't be noted costs no more than what a crash
+    /// would cost; a failed sync ends it, for nobody can tell what the disk has then.
+    pub(super) async fn keep_taking(&mut self) -> StoreError {
         let mut noted = self.progress.present_bytes();
         loop {
             let due = Instant::now() + EVERY;
-            while self.progress.present_bytes() < noted + EVERY_BYTES {
+            loop {
                 let change = self.progress.change();
+                if self.progress.present_bytes() >= noted + EVERY_BYTES {
+                    break;
+                }
                 tokio::select! {
                     () = change => {}
                     () = sleep_until(due) => break,
                 }
             }
+            let change = self.progress.change();
             let present = self.progress.present_bytes();
             if present == noted {
-                self.progress.change().await;
+                change.await;
                 continue;
             }
             noted = present;
             let snapshot = self.look();
             if let Err(error) = self.take(snapshot).await {
+                if self.partial.is_lost() {
+                    return error;
+                }
                 tracing::warn!(digest = %self.partial.digest(), "could not take a checkpoint: {error}");
             }
         }
@@ -159,19 +167,26 @@ pub(super) async fn compare(
 ) -> Result<(), StoreError> {
     let file = partial.file();
     for (mut claim, pieces) in runs {
+        let mut given_up = false;
         for piece in pieces {
-            let end = piece.start + piece.len;
-            if claim.rest.start != piece.start {
-                // The one before it was not as it was noted, so all of the run was given up.
-                let Some(again) = progress.claim_missing_in(piece.start..end) else { continue };
-                claim = again;
+            let whole = piece.start..piece.start + piece.len;
+            if given_up {
+                // A piece before it was not as it was noted, so the claim on the run was given up. Connections may have been
+                // faster than this.
+                match progress.claim_missing_in(whole.clone()) {
+                    Some(again) => claim = again,
+                    None => continue,
+                }
             }
             let read = Arc::clone(&file);
             let found = pool.run(move || checksum(&read, piece.start, piece.len)).await?;
-            if found == piece.crc32c && claim.rest.start == piece.start && claim.rest.end >= end {
-                partial.found(piece.start, piece.len).await;
+            if found == piece.crc32c && claim.rest.start == whole.start && claim.rest.end >= whole.end {
+                partial.found(piece.start, piece.len);
                 progress.received(&mut claim, piece.len);
             } else {
+                given_up = true;
+            }
+            if given_up {
                 progress.release(&claim);
             }
         }

@@ -38,6 +38,8 @@ pub(super) struct Connections<'a> {
     ranges_proven: AtomicBool,
     /// Upstream has answered a range with something else.
     ranges_refused: AtomicBool,
+    /// Upstream has contradicted itself about the blob's size.
+    size_disputed: AtomicBool,
     tally: Tally,
 }
 
@@ -80,6 +82,7 @@ impl<'a> Connections<'a> {
             origin: Mutex::new(origin),
             ranges_proven: AtomicBool::new(false),
             ranges_refused: AtomicBool::new(false),
+            size_disputed: AtomicBool::new(false),
             tally: Tally::default(),
         }
     }
@@ -127,6 +130,11 @@ impl<'a> Connections<'a> {
     /// How many bytes were written.
     pub(super) fn arrived(&self) -> u64 {
         self.delivery.arrived()
+    }
+
+    /// Whether nobody can tell how large the blob is.
+    pub(super) fn is_size_disputed(&self) -> bool {
+        self.size_disputed.load(Ordering::Relaxed)
     }
 
     /// Who sent the bytes, last.
@@ -180,13 +188,11 @@ impl<'a> Connections<'a> {
         let progress = self.fill.progress();
         match self.partial.reserve_whole().await {
             Ok(()) => Ok(true),
-            Err(error) if progress.ahead() == Ahead::Fully => Err(FillError::NotStorable {
-                digest: self.fill.key().digest,
-                reason: error.to_string().into(),
-                stalled: false,
-            }),
+            Err(error) if progress.ahead() == Ahead::Fully => {
+                Err(FillError::not_storable(self.fill.key().digest, &error))
+            }
             Err(_) => {
-                self.until(|| progress.ahead() == Ahead::Fully).await;
+                progress.give_up_ahead();
                 Ok(false)
             }
         }
@@ -235,7 +241,7 @@ impl<'a> Connections<'a> {
                 Ok(()) => {}
                 Err((_, Trouble::Fatal(error))) => return Err(error),
                 Err((origin, Trouble::Origin(error))) => {
-                    if self.fill.progress().ahead() == Ahead::Nothing {
+                    if self.fill.progress().ahead() < Ahead::Fully {
                         self.recover(&mut patience, (origin, error)).await?;
                     } else if let Some(pause) = patience.failed(self.delivery.arrived(), &error) {
                         sleep(pause).await;
@@ -303,7 +309,7 @@ impl<'a> Connections<'a> {
         let wanted = ByteRange { first: held.claim.rest.start, last: held.claim.rest.end - 1 };
         let (id, origin) = self.origin.lock().clone();
         let refused = self.ranges_refused.load(Ordering::Relaxed);
-        if refused && role == Role::Parts {
+        if refused && role != Role::Main {
             return Ok(());
         }
         let range = (!refused).then_some(wanted);
@@ -351,6 +357,7 @@ impl<'a> Connections<'a> {
     fn check(&self, body: &OriginBody, origin: &str) -> Result<(), Trouble> {
         let Some(total) = body.total_bytes.filter(|total| *total != self.size_bytes) else { return Ok(()) };
         self.refuse_ranges_here();
+        self.size_disputed.store(true, Ordering::Relaxed);
         Err(Trouble::Origin(OriginError {
             kind: OriginErrorKind::Unusable,
             message: format!("{origin} now says that the blob has {total} bytes instead of {}", self.size_bytes).into(),

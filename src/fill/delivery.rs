@@ -2,10 +2,8 @@
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use futures_util::future;
-use tokio::time::timeout;
 
 use crate::store::Partial;
 
@@ -39,9 +37,6 @@ pub(super) struct Held<'a> {
     fill: &'a Fill,
     pub(super) claim: Claim,
 }
-
-/// A write that takes longer than this is the disk's trouble, and must not become a client's.
-const STALLED_AFTER: Duration = Duration::from_secs(5);
 
 // === impl Delivery ===
 
@@ -148,16 +143,8 @@ impl<'a> Delivery<'a> {
         if chunks.is_empty() {
             return Ok(());
         }
-        let not_storable = |reason: String, stalled| FillError::NotStorable {
-            digest: self.fill.key().digest,
-            reason: reason.into(),
-            stalled,
-        };
-        let Ok(written) = timeout(STALLED_AFTER, self.partial.write_at(wanted.start, chunks)).await else {
-            let seconds = STALLED_AFTER.as_secs();
-            return Err(not_storable(format!("the disk did not take a write within {seconds} s"), true));
-        };
-        written.map_err(|error| not_storable(error.to_string(), false))?;
+        let written = self.partial.write_at(wanted.start, chunks).await;
+        written.map_err(|error| FillError::not_storable(self.fill.key().digest, &error))?;
         self.arrived.fetch_add(len, Ordering::Relaxed);
         self.fill.progress().received(&mut held.claim, len);
         Ok(())

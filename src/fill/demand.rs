@@ -48,9 +48,11 @@ impl Demand {
             return Self::Whole { first };
         };
         // A range that goes backwards can't be satisfied; all that is needed for saying so is the blob's size.
-        let parts: Vec<_> = bounds.iter().filter(|(first, last)| first <= last).collect();
-        let parts: Vec<_> = parts.into_iter().map(|&(first, last)| ByteRange { first, last }).collect();
-        let parts = if parts.is_empty() { vec![ByteRange { first: 0, last: 0 }] } else { parts };
+        let forwards = bounds.into_iter().filter(|(first, last)| first <= last);
+        let mut parts: Vec<_> = forwards.map(|(first, last)| ByteRange { first, last }).collect();
+        if parts.is_empty() {
+            parts.push(ByteRange { first: 0, last: 0 });
+        }
         let bytes = parts.iter().fold(0_u64, |sum, part| sum.saturating_add(part.len()));
         let small = expected_bytes.is_some_and(|size_bytes| size_bytes <= SMALL_BYTES);
         let demand = Self::Parts(parts);
@@ -72,11 +74,20 @@ impl Demand {
     pub(super) fn needs_tail(&self, size_bytes: u64) -> bool {
         match self {
             Self::Whole { .. } => true,
-            Self::Parts(parts) => parts.iter().any(|part| {
-                part.first < size_bytes && part.last.saturating_add(1).saturating_add(TAIL_BYTES) > size_bytes
-            }),
+            Self::Parts(parts) => needs_tail(parts, size_bytes),
         }
     }
+}
+
+/// Whether some of these bytes go out only once all of a blob of this size is verified.
+pub(super) fn needs_tail(parts: &[ByteRange], size_bytes: u64) -> bool {
+    let reaches = |part: &ByteRange| part.last.saturating_add(1).saturating_add(TAIL_BYTES) > size_bytes;
+    parts.iter().any(|part| part.first < size_bytes && reaches(part))
+}
+
+/// A part as its bytes.
+pub(super) fn bytes_of(part: ByteRange) -> Range<u64> {
+    part.first..part.last.saturating_add(1)
 }
 
 /// The blocks that hold some bytes of a blob of `size_bytes`; empty beyond its end.

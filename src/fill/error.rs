@@ -4,7 +4,20 @@ use std::sync::Arc;
 
 use crate::oci::{Digest, Mismatch};
 
+use crate::store::StoreError;
+
 use super::origin::OriginError;
+
+/// Why a blob can't be kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unstorable {
+    /// No room can be reserved for it.
+    NoRoom,
+    /// The disk takes no writes.
+    Stalled,
+    /// The disk failed.
+    Failed,
+}
 
 /// Why a fill failed. Cheap to clone, because every reader gets it.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -30,8 +43,8 @@ pub enum FillError {
         digest: Digest,
         /// What the store said.
         reason: Arc<str>,
-        /// The disk takes writes no longer, or not in time. A refusal for want of room is not that.
-        stalled: bool,
+        /// What kind of trouble that is.
+        why: Unstorable,
     },
     /// The server is shutting down, or the fill's task died.
     #[error("the download of {digest} was stopped: {reason}")]
@@ -41,4 +54,18 @@ pub enum FillError {
         /// Why.
         reason: &'static str,
     },
+}
+
+// === impl FillError ===
+
+impl FillError {
+    /// The store's refusal of a blob.
+    pub(super) fn not_storable(digest: Digest, error: &StoreError) -> Self {
+        let why = match error {
+            StoreError::NoRoom(_) => Unstorable::NoRoom,
+            StoreError::Stalled { .. } => Unstorable::Stalled,
+            _ => Unstorable::Failed,
+        };
+        Self::NotStorable { digest, reason: error.to_string().into(), why }
+    }
 }

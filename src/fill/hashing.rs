@@ -101,6 +101,20 @@ impl<'a> HashFrontier<'a> {
     }
 }
 
+/// A verifier that has taken in the first `end` bytes of a file.
+pub(super) async fn hash_start(
+    pool: &Pool,
+    file: &Arc<OpenFile>,
+    end: u64,
+    mut verifier: Verifier,
+) -> Result<Verifier, StoreError> {
+    while verifier.size_bytes() < end {
+        let (file, stop) = (Arc::clone(file), end.min(verifier.size_bytes() + BURST_BYTES));
+        verifier = pool.run(move || burst(&file, stop, verifier)).await?;
+    }
+    Ok(verifier)
+}
+
 fn burst(file: &OpenFile, end: u64, mut verifier: Verifier) -> Result<Verifier, StoreError> {
     let mut buffer = vec![0; READ_BYTES];
     while verifier.size_bytes() < end {

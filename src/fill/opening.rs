@@ -1,38 +1,32 @@
 //! How a fill begins: with what an earlier run left, or with the first body that an origin gives.
 
 use crate::oci::range::ByteRange;
-use crate::store::{Checkpoint, Partial};
 
 use super::demand::{BLOCK_BYTES, blocks_of};
 use super::error::FillError;
 use super::fill::Fill;
 use super::origin::{Origin, OriginBody, OriginError, OriginErrorKind, Priority};
 use super::progress::Ahead;
+use super::sized::Sized;
 use super::transfer::{OpenOrigin, SMALL_BYTES, Tools};
-
-/// How a transfer begins.
-pub(super) enum Begun {
-    /// A body has been opened.
-    Body(OpenOrigin, OriginBody),
-    /// An earlier run left something.
-    Leftovers(OpenOrigin, Box<(Partial, Checkpoint)>),
-}
 
 // === impl Tools ===
 
 impl Tools {
-    /// Takes up what an earlier run left, or tries the fill's origins in turn until one begins to give the blob.
-    pub(super) async fn begin(&self, fill: &Fill) -> Result<Begun, FillError> {
+    /// Takes up what an earlier run left.
+    pub(super) async fn take_up<'a>(&'a self, fill: &'a Fill) -> Option<Sized<'a>> {
         let key = fill.key();
-        if let Some(leftovers) = self.store.reopen_partial(&key.registry, &key.digest).await
-            && let Some(origin) = fill.next_origin()
-        {
-            return Ok(Begun::Leftovers(origin, Box::new(leftovers)));
-        }
+        let (partial, checkpoint) = self.store.reopen_partial(&key.registry, &key.digest).await?;
+        let origin = fill.next_origin()?;
+        Some(Sized { tools: self, fill, origin, partial, first: None, leftovers: Some(checkpoint) })
+    }
+
+    /// Tries the fill's origins in turn until one begins to give the blob.
+    pub(super) async fn begin(&self, fill: &Fill) -> Result<(OpenOrigin, OriginBody), FillError> {
         let mut last_error = None;
         while let Some((id, origin)) = fill.next_origin() {
             match self.open(fill, &*origin).await {
-                Ok(body) => return Ok(Begun::Body((id, origin), body)),
+                Ok(body) => return Ok(((id, origin), body)),
                 Err(error) => {
                     fill.origin_failed(id, &error);
                     last_error = Some(error);
@@ -70,7 +64,8 @@ impl Tools {
                     self.without_ranges.insert(fill.key().registry.clone(), ());
                     break;
                 }
-                Err(_) if range.first > 0 => {}
+                // A part may lie beyond the end, and a blob without bytes has no ranges at all: that says nothing of others.
+                Err(_) if range.last < self.limits.segment_bytes - 1 || range.first > 0 => {}
                 Err(_) => self.without_ranges.insert(fill.key().registry.clone(), ()),
             }
         }

@@ -22,6 +22,8 @@ pub struct PassThrough {
     body: OriginBody,
     digest: Digest,
     metrics: Arc<Metrics>,
+    /// Has taken in what its client had before, if it had something.
+    verifier: Option<Verifier>,
 }
 
 /// Asks `origin` for a blob that the store has no room for.
@@ -37,7 +39,26 @@ pub async fn pass_through(
             message: format!("{} answered a request for a whole blob with a part of it", origin.label()).into(),
         });
     }
-    Ok(PassThrough { origin: origin.label(), body, digest, metrics })
+    Ok(PassThrough { origin: origin.label(), body, digest, metrics, verifier: None })
+}
+
+/// Asks `origin` for the rest of a blob of `size_bytes`, of which a client has what `verifier` has taken in.
+pub(super) async fn pass_on(
+    origin: &dyn Origin,
+    digest: Digest,
+    size_bytes: u64,
+    verifier: Verifier,
+    metrics: Arc<Metrics>,
+) -> Result<PassThrough, OriginError> {
+    let rest = ByteRange { first: verifier.size_bytes(), last: size_bytes.saturating_sub(1) };
+    let body = origin.fetch(Some(rest), Priority::Foreground).await?;
+    if body.offset > rest.first || body.total_bytes != Some(size_bytes) {
+        return Err(OriginError {
+            kind: OriginErrorKind::Unusable,
+            message: format!("{} answered a request for the rest of a blob with something else", origin.label()).into(),
+        });
+    }
+    Ok(PassThrough { origin: origin.label(), body, digest, metrics, verifier: Some(verifier) })
 }
 
 // === impl PassThrough ===
@@ -51,18 +72,19 @@ impl PassThrough {
     /// The pieces of `ranges`, which ascend, or of the whole. The blob is read from its start in any case, so that its
     /// digest can be told; the client sets the pace, and the blob's last bytes are held back until the digest is right.
     /// With `wait_for_verified` so are the last bytes of the last range.
-    pub fn pieces(self, ranges: Option<&[ByteRange]>, wait_for_verified: bool) -> Pieces {
+    pub fn pieces(mut self, ranges: Option<&[ByteRange]>, wait_for_verified: bool) -> Pieces {
         const WHOLE: ByteRange = ByteRange { first: 0, last: u64::MAX - 1 };
         let ranges: VecDeque<_> = ranges.unwrap_or(&[WHOLE]).iter().copied().collect();
-        let verifier = Verifier::new(self.digest, self.body.total_bytes);
+        let verifier = self.verifier.take();
+        let verifier = verifier.unwrap_or_else(|| Verifier::new(self.digest, self.body.total_bytes));
         let flow = Flow {
             end: ranges.back().map_or(0, |last| last.last + 1),
             ranges,
             hold_back: if self.is_small() { SMALL_BYTES } else { TAIL_BYTES },
+            received: self.body.offset,
             source: Some((self, verifier)),
             wait_for_verified,
             held: VecDeque::new(),
-            received: 0,
             given_out: 0,
         };
         stream::unfold(Some(flow), |flow| async {
@@ -95,7 +117,7 @@ struct Flow {
     held: VecDeque<(u64, Bytes)>,
     /// How much is held back until the end: all of a small blob, else the tail.
     hold_back: u64,
-    /// How much of the blob has arrived.
+    /// Up to where the blob has arrived.
     received: u64,
     /// The place in the blob where the last piece given out ended.
     given_out: u64,
@@ -150,8 +172,10 @@ impl Flow {
         let Some((source, verifier)) = &mut self.source else { return Ok(()) };
         match source.body.body.next().await {
             Some(Ok(chunk)) => {
-                verifier.update(&chunk);
                 let start = self.received;
+                // What was taken in before may come once more.
+                let known = usize::try_from(verifier.size_bytes().saturating_sub(start)).unwrap_or(usize::MAX);
+                verifier.update(&chunk[known.min(chunk.len())..]);
                 self.received += chunk.len() as u64;
                 self.hold(start, &chunk);
                 Ok(())

@@ -12,7 +12,7 @@ use tokio::sync::{Notify, oneshot};
 use crate::oci::range::ByteRange;
 use crate::store::OpenFile;
 
-use super::demand::{Demand, blocks_of};
+use super::demand::{Demand, blocks_of, bytes_of, needs_tail};
 use super::error::FillError;
 use super::phase::{Arrived, Content, Head, Phase};
 use super::segments::{Claim, Segments};
@@ -61,8 +61,8 @@ pub(super) enum Ahead {
 /// What can be read at some offset.
 #[derive(Debug)]
 pub(super) enum Available {
-    /// Bytes `offset..end` of this file.
-    File { file: Arc<OpenFile>, end: u64 },
+    /// Bytes `offset..end` of this file, which will have so many in the end.
+    File { file: Arc<OpenFile>, end: u64, size_bytes: Option<u64> },
     /// The whole blob.
     Memory(Bytes),
     /// The blob ends here.
@@ -96,9 +96,14 @@ impl Progress {
         state.next_want += 1;
         match demand {
             Demand::Whole { .. } => state.ahead = Ahead::Fully,
-            Demand::Parts(parts) => _ = state.wants.insert(number, parts.clone()),
+            Demand::Parts(parts) => {
+                let size_bytes = state.phase.segments().map(|segments| segments.size_bytes());
+                if size_bytes.is_some_and(|size_bytes| needs_tail(parts, size_bytes)) {
+                    state.ahead = Ahead::Fully;
+                }
+                state.wants.insert(number, parts.clone());
+            }
         }
-        state.settle_tail();
         drop(state);
         self.changed.notify_waiters();
         Some(number)
@@ -106,14 +111,27 @@ impl Progress {
 
     /// A client no longer wants its parts: it has them, or has left.
     pub(super) fn unwant(&self, number: u64) {
-        self.state.lock().wants.remove(&number);
-        self.changed.notify_waiters();
+        let mut state = self.state.lock();
+        state.wants.remove(&number);
+        if state.is_quiet() {
+            self.changed.notify_waiters();
+        }
     }
 
     /// From now on, at least so much is fetched ahead.
     pub(super) fn fetch_ahead(&self, ahead: Ahead) {
         let mut state = self.state.lock();
         state.ahead = state.ahead.max(ahead);
+        drop(state);
+        self.changed.notify_waiters();
+    }
+
+    /// There is no room for all of the blob: no more than what clients want is fetched, unless one wants all.
+    pub(super) fn give_up_ahead(&self) {
+        let mut state = self.state.lock();
+        if state.ahead == Ahead::Gently {
+            (state.ahead, state.complete_from) = (Ahead::Nothing, u64::MAX);
+        }
         drop(state);
         self.changed.notify_waiters();
     }
@@ -175,8 +193,12 @@ impl Progress {
     pub(super) fn start_segments(&self, file: Arc<OpenFile>, segments: Segments, complete_from: u64) {
         let mut state = self.state.lock();
         state.complete_from = complete_from;
+        let size_bytes = segments.size_bytes();
         state.phase = Phase::Running { file, arrived: Arrived::Segments(segments) };
-        state.settle_tail();
+        // The tail goes out only once the whole is verified: who wants some of it wants all.
+        if state.wants.values().any(|parts| needs_tail(parts, size_bytes)) {
+            state.ahead = Ahead::Fully;
+        }
         // Those who wait for what lies beyond the end know now that they do.
         state.wake_at(0..u64::MAX);
         drop(state);
@@ -199,9 +221,10 @@ impl Progress {
         // Where the rest is on its way anyhow, what comes soon is waited for.
         let from = if *ahead == Ahead::Nothing { 0 } else { segments.frontier().saturating_add(NEAR_BYTES) };
         wants.values_mut().find_map(|parts| {
-            parts.retain(|part| !segments.has(blocks_of(*part, size_bytes)));
-            let far = parts.iter().map(|part| blocks_of(*part, size_bytes)).filter(|blocks| blocks.start >= from);
-            far.into_iter().find_map(|blocks| segments.claim_wanted(blocks))
+            parts.retain(|part| !segments.has(bytes_of(*part)));
+            let far = parts.iter().map(|part| (bytes_of(*part), blocks_of(*part, size_bytes)));
+            far.filter(|(_, blocks)| blocks.start >= from)
+                .find_map(|(part, blocks)| segments.claim_wanted(part, blocks))
         })
     }
 
@@ -259,14 +282,14 @@ impl Progress {
         if let Phase::Running { file, .. } = &state.phase {
             state.phase = Phase::Verified { content: Content::File(Arc::clone(file)), size_bytes };
         }
-        state.wake_all();
+        state.waiting.wake_all();
     }
 
     /// Every byte is here and right.
     pub(super) fn verified_in_memory(&self, bytes: Bytes) {
         let mut state = self.state.lock();
         state.phase = Phase::Verified { size_bytes: bytes.len() as u64, content: Content::Memory(bytes) };
-        state.wake_all();
+        state.waiting.wake_all();
     }
 
     /// The fill failed, unless it had already ended.
@@ -275,7 +298,7 @@ impl Progress {
         if matches!(state.phase, Phase::Starting | Phase::Running { .. }) {
             state.phase = Phase::Failed(error);
         }
-        state.wake_all();
+        state.waiting.wake_all();
         drop(state);
         self.changed.notify_waiters();
     }
@@ -304,10 +327,11 @@ impl Progress {
             Phase::Verified { size_bytes, .. } if offset >= *size_bytes => Available::End,
             Phase::Verified { content: Content::Memory(bytes), .. } => Available::Memory(bytes.clone()),
             Phase::Verified { content: Content::File(file), size_bytes } => {
-                Available::File { file: Arc::clone(file), end: *size_bytes }
+                Available::File { file: Arc::clone(file), end: *size_bytes, size_bytes: Some(*size_bytes) }
             }
             Phase::Running { file, .. } => {
-                Available::File { file: Arc::clone(file), end: state.phase.given_out(offset) }
+                let size_bytes = state.phase.head()?.size_bytes;
+                Available::File { file: Arc::clone(file), end: state.phase.given_out(offset), size_bytes }
             }
             Phase::Starting => Available::End,
             Phase::Failed(error) => return Err(error.clone()),
@@ -324,8 +348,10 @@ impl Progress {
                 if state.phase.reached(goal) {
                     return Ok(());
                 }
-                // A reader that waits may change what connections should bring next.
-                self.changed.notify_waiters();
+                // A reader that waits for what nobody brings yet changes what connections should bring next.
+                if state.phase.segments().is_some_and(|segments| goal.byte().is_some_and(|at| segments.lacks(at))) {
+                    self.changed.notify_waiters();
+                }
                 let (place, woken) = state.waiting.enter(goal);
                 Waiter { progress: self, place, woken }
             };
@@ -342,21 +368,8 @@ impl State {
         waiting.wake_at(bytes, |goal| phase.reached(goal));
     }
 
-    fn wake_all(&mut self) {
-        self.waiting.wake_all();
-    }
-
     fn is_quiet(&self) -> bool {
         self.ahead == Ahead::Nothing && self.wants.is_empty() && self.waiting.is_empty()
-    }
-
-    /// The tail goes out only once the whole is verified: who wants some of it wants all.
-    fn settle_tail(&mut self) {
-        let Some(size_bytes) = self.phase.segments().map(|segments| segments.size_bytes()) else { return };
-        let needs_tail = |parts: &Vec<ByteRange>| Demand::Parts(parts.clone()).needs_tail(size_bytes);
-        if self.wants.values().any(needs_tail) {
-            self.ahead = Ahead::Fully;
-        }
     }
 }
 
@@ -376,8 +389,11 @@ impl Waiter<'_> {
 
 impl Drop for Waiter<'_> {
     fn drop(&mut self) {
-        self.progress.state.lock().waiting.leave(self.place);
+        let mut state = self.progress.state.lock();
+        state.waiting.leave(self.place);
         // It may have been the last one who wanted anything.
-        self.progress.changed.notify_waiters();
+        if state.is_quiet() {
+            self.progress.changed.notify_waiters();
+        }
     }
 }

@@ -86,11 +86,17 @@ impl Segments {
         Some(self.enter(gap.start..end))
     }
 
-    /// Claims the next segment of what is wanted of some bytes, if anything of them is neither there nor on its way.
-    pub(super) fn claim_wanted(&mut self, wanted: Range<u64>) -> Option<Claim> {
-        let gap = self.unclaimed(wanted.start, wanted.end.min(self.size_bytes))?;
+    /// Claims the next segment of the `blocks` around some bytes, if anything of those bytes is neither there nor on its way.
+    pub(super) fn claim_wanted(&mut self, wanted: Range<u64>, blocks: Range<u64>) -> Option<Claim> {
+        self.unclaimed(wanted.start, wanted.end.min(self.size_bytes))?;
+        let gap = self.unclaimed(blocks.start, blocks.end.min(self.size_bytes))?;
         let end = gap.end.min(gap.start.saturating_add(self.segment_bytes));
         Some(self.enter(gap.start..end))
+    }
+
+    /// Whether a byte is neither there nor on its way.
+    pub(super) fn lacks(&self, offset: u64) -> bool {
+        offset < self.size_bytes && self.unclaimed(offset, offset + 1).is_some()
     }
 
     /// Whether all of some bytes are present.

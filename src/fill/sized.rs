@@ -13,7 +13,7 @@ use crate::tasks::Pool;
 
 use super::checkpointing::{Checkpointer, Leftovers, compare};
 use super::connections::Connections;
-use super::error::FillError;
+use super::error::{FillError, Unstorable};
 use super::fill::Fill;
 use super::hashing::HashFrontier;
 use super::origin::OriginBody;
@@ -70,7 +70,6 @@ impl Sized<'_> {
         let mut checkpointer = Checkpointer::new(progress, &frontier, &partial, &tools.hashing, origins);
         let verifier = Verifier::new(fill.key().digest, Some(size_bytes));
         let had_leftovers = leftovers.is_some();
-        // Until what was left is known again, the checkpoint before knows more of it.
         let restored = SetOnce::new();
         let hash = async {
             let verifier = restore(leftovers, &frontier, verifier, progress, &partial, &tools.hashing).await;
@@ -81,7 +80,7 @@ impl Sized<'_> {
         };
         let checkpoints = async {
             restored.wait().await;
-            checkpointer.keep_taking().await;
+            checkpointer.keep_taking().await
         };
         let outcome = tokio::select! {
             biased;
@@ -91,11 +90,11 @@ impl Sized<'_> {
             },
             () = quiet(tools, progress) => Outcome::Quiet,
             () = tools.stop.cancelled() => Outcome::Failed(stopped(fill)),
-            () = checkpoints => Outcome::Failed(stopped(fill)),
+            error = checkpoints => Outcome::Failed(not_storable(fill, &error)),
         };
         let (effort, label, arrived) = (connections.effort(), connections.label(), connections.arrived());
         tools.metrics.fill_twice_bytes.inc_by(effort.twice_bytes);
-        let snapshot = checkpointer.look();
+        let (snapshot, disputed) = (checkpointer.look(), connections.is_size_disputed());
         let ended = match outcome {
             Outcome::Hashed(verifier) => {
                 let in_pieces = effort.in_pieces || had_leftovers;
@@ -110,14 +109,16 @@ impl Sized<'_> {
                 Err(error)
             }
         };
-        if snapshot.is_empty() || !ended.as_ref().err().is_none_or(leaves_something) {
+        // Until what was left is known again, the checkpoint before knows more of it.
+        let known = restored.get().is_some();
+        let nothing = snapshot.is_empty() && (known || !had_leftovers);
+        if nothing || disputed || !ended.as_ref().err().is_none_or(leaves_something) {
             return ended;
         }
-        let taken = if restored.get().is_some() { checkpointer.take(snapshot).await } else { Ok(()) };
-        match taken {
-            Ok(()) => partial.rest().await,
-            Err(error) => tracing::warn!(digest = %fill.key().digest, "what was fetched is lost: {error}"),
+        if known && let Err(error) = checkpointer.take(snapshot).await {
+            tracing::warn!(digest = %fill.key().digest, "could not take the last checkpoint: {error}");
         }
+        partial.rest().await;
         ended
     }
 }
@@ -126,7 +127,8 @@ impl Sized<'_> {
 fn leaves_something(error: &FillError) -> bool {
     match error {
         FillError::Origin(_) | FillError::Stopped { .. } => true,
-        FillError::Mismatch { .. } | FillError::NotStorable { .. } => false,
+        FillError::NotStorable { why, .. } => *why == Unstorable::NoRoom,
+        FillError::Mismatch { .. } => false,
     }
 }
 
@@ -145,7 +147,7 @@ async fn restore(
         let verifier = frontier.restore(verifier, &checkpoint.prefixes, &mut claim).await;
         progress.release(&claim);
         let verifier = verifier?;
-        partial.found(0, verifier.size_bytes()).await;
+        partial.found(0, verifier.size_bytes());
         Ok(verifier)
     };
     let (verifier, ()) = future::try_join(start, compare(runs, progress, partial, pool)).await?;

@@ -9,13 +9,17 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::metrics::Metrics;
+use crate::oci::{Digest, Verifier};
 use crate::store::Store;
 use crate::tasks::{self, Pool};
 
 use super::demand::Demand;
-use super::error::FillError;
+use super::error::{FillError, Unstorable};
 use super::fill::{Fill, FillKey, OriginId, Want};
+use super::hashing::hash_start;
 use super::origin::Origin;
+use super::passthrough::{PassThrough, pass_on};
+use super::reader::Interrupted;
 use super::snapshot::FillSnapshot;
 use super::transfer::{Ended, Limits, Tools};
 
@@ -41,6 +45,8 @@ struct Inner {
     in_flight: watch::Sender<usize>,
     /// When the disk last took no writes.
     stalled: Mutex<Option<Instant>>,
+    /// How many clients of a blob are served past a disk that takes no writes.
+    passing: Mutex<HashMap<FillKey, usize>>,
 }
 
 /// What [`Fills::open`] found.
@@ -78,6 +84,7 @@ impl Fills {
             tools: Tools::new(store, hashing, metrics, limits),
             table: Mutex::new(HashMap::new()),
             stalled: Mutex::new(None),
+            passing: Mutex::default(),
             mismatches: moka::sync::Cache::builder().max_capacity(MISMATCHES_MAX).time_to_live(MISMATCH_MEMORY).build(),
             in_flight: watch::Sender::new(0),
         }))
@@ -89,7 +96,7 @@ impl Fills {
     }
 
     /// Joins the fill of `key`, or starts one from `origin`, and has it bring what is demanded. The caller has proven its right
-    /// to join. `expected_bytes` is what a manifest says of the blob's size: it decides how upstream is asked, and nothing
+    /// where [`knows`](Self::knows) said so before, and does so now where `shared` says it. `expected_bytes` is what a manifest says of the blob's size: it decides how upstream is asked, and nothing
     /// more.
     ///
     /// A commit enters the store's index *before* its fill leaves the table, so looking into the index under the
@@ -121,6 +128,34 @@ impl Fills {
         drop(table);
         tasks::spawn("fill", guard.run());
         Opened::Filling { fill, origin: Some(OriginId::LEADER), joined: false, shared, want }
+    }
+
+    /// A place among the clients of a blob that are served past a disk that takes no writes; `None` when there are as many as
+    /// connections share a blob.
+    pub fn pass(&self, key: &FillKey) -> Option<Passing> {
+        let mut passing = self.0.passing.lock();
+        let count = passing.entry(key.clone()).or_default();
+        if *count >= self.0.tools.limits.connections_per_blob {
+            return None;
+        }
+        *count += 1;
+        Some(Passing { inner: Arc::clone(&self.0), key: key.clone() })
+    }
+
+    /// Goes on, past the store, with a blob that an interrupted reader has the start of. What it has is verified along with
+    /// the rest.
+    pub async fn pass_on(
+        &self,
+        origin: &dyn Origin,
+        digest: Digest,
+        interrupted: Interrupted,
+    ) -> Result<PassThrough, String> {
+        let Interrupted { file, next, size_bytes } = interrupted;
+        let tools = &self.0.tools;
+        let verifier = Verifier::new(digest, Some(size_bytes));
+        let verifier = hash_start(&tools.hashing, &file, next, verifier).await.map_err(|error| error.to_string())?;
+        let metrics = Arc::clone(&tools.metrics);
+        pass_on(origin, digest, size_bytes, verifier, metrics).await.map_err(|error| error.to_string())
     }
 
     /// All fills as they stand, the oldest first.
@@ -163,6 +198,13 @@ struct TableEntry {
     _in_flight: InFlight,
 }
 
+/// One client of a blob that is served past the store. See [`Fills::pass`].
+#[derive(Debug)]
+pub struct Passing {
+    inner: Arc<Inner>,
+    key: FillKey,
+}
+
 /// Somebody waits for all fills to end.
 struct Hurry<'a>(&'a Tools);
 
@@ -192,7 +234,7 @@ impl TableEntry {
                 if matches!(error, FillError::Mismatch { in_pieces: false, .. }) {
                     self.inner.mismatches.insert(self.fill.key().clone(), error.clone());
                 }
-                if matches!(error, FillError::NotStorable { stalled: true, .. }) {
+                if matches!(error, FillError::NotStorable { why: Unstorable::Stalled, .. }) {
                     *self.inner.stalled.lock() = Some(Instant::now());
                 }
                 self.fill.progress().fail(error);
@@ -210,6 +252,20 @@ impl Drop for TableEntry {
             digest: self.fill.key().digest,
             reason: "its task ended unexpectedly; see the log",
         });
+    }
+}
+
+// === impl Passing ===
+
+impl Drop for Passing {
+    fn drop(&mut self) {
+        let mut passing = self.inner.passing.lock();
+        if let Some(count) = passing.get_mut(&self.key) {
+            *count -= 1;
+            if *count == 0 {
+                passing.remove(&self.key);
+            }
+        }
     }
 }
 

@@ -11,14 +11,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::metrics::{Metrics, WhereLabels};
 use crate::oci::{Mismatch, RegistryName, Verifier};
-use crate::store::{Extent, Partial, Store};
+use crate::store::{Extent, Partial, Store, StoreError};
 use crate::tasks::Pool;
 
 use super::effort::Effort;
 use super::error::FillError;
 use super::fill::{Fill, OriginId};
 use super::incoming::{Batch, Incoming};
-use super::opening::{Begun, is_whole};
+use super::opening::is_whole;
 use super::origin::{Origin, OriginBody, OriginError, OriginErrorKind};
 use super::progress::Ahead;
 use super::sized::Sized;
@@ -136,16 +136,13 @@ impl Tools {
 
     /// Brings what is wanted of a blob; the progress says how it goes.
     pub(super) async fn run(&self, fill: &Fill) -> Result<Ended, FillError> {
+        // Not to be given up in the middle: what an earlier run left would go.
+        if let Some(sized) = self.take_up(fill).await {
+            return sized.run().await;
+        }
         let begin = async {
-            match self.begin(fill).await? {
-                Begun::Body(origin, body) => self.receive(fill, origin, body).await,
-                Begun::Leftovers(origin, leftovers) => {
-                    let (partial, checkpoint) = *leftovers;
-                    let leftovers = Some(checkpoint);
-                    let sized = Sized { tools: self, fill, origin, partial, first: None, leftovers };
-                    Ok(Received::Sized(Box::new(sized)))
-                }
-            }
+            let (origin, body) = self.begin(fill).await?;
+            self.receive(fill, origin, body).await
         };
         let received = tokio::select! {
             received = begin => received?,
@@ -320,8 +317,8 @@ pub(super) fn stopped(fill: &Fill) -> FillError {
 }
 
 /// The end of a fill that the store can't keep.
-pub(super) fn not_storable(fill: &Fill, error: &dyn std::error::Error) -> FillError {
-    FillError::NotStorable { digest: fill.key().digest, reason: error.to_string().into(), stalled: false }
+pub(super) fn not_storable(fill: &Fill, error: &StoreError) -> FillError {
+    FillError::not_storable(fill.key().digest, error)
 }
 
 fn too_long(total: Option<u64>) -> FillError {

@@ -26,6 +26,18 @@ pub(super) enum Goal {
     Verified,
 }
 
+// === impl Goal ===
+
+impl Goal {
+    /// The byte that is waited for.
+    pub(super) fn byte(self) -> Option<u64> {
+        match self {
+            Self::Present(offset) | Self::Byte(offset) => Some(offset),
+            Self::Verified => None,
+        }
+    }
+}
+
 // === impl Waiting ===
 
 impl Waiting {
@@ -47,13 +59,20 @@ impl Waiting {
         self.queue.is_empty()
     }
 
-    /// The bytes that are waited for, at most so many.
+    /// The bytes that are waited for, at most so many, however many wait for each.
     pub(super) fn bytes(&self, most: usize) -> Vec<u64> {
-        let offset = |(goal, _): &Place| match goal {
-            Goal::Present(offset) | Goal::Byte(offset) => Some(*offset),
-            Goal::Verified => None,
-        };
-        self.queue.keys().filter_map(offset).take(most).collect()
+        let mut bytes = Vec::new();
+        let mut from = (Goal::Present(0), 0);
+        while bytes.len() < most {
+            let Some((&(goal, _), _)) = self.queue.range(from..).next() else { break };
+            from = match goal {
+                Goal::Present(offset) => (Goal::Present(offset.saturating_add(1)), 0),
+                Goal::Byte(offset) => (Goal::Byte(offset.saturating_add(1)), 0),
+                Goal::Verified => break,
+            };
+            bytes.extend(goal.byte());
+        }
+        bytes
     }
 
     /// Wakes those who wait for one of these bytes and have `reached` it: a broadcast to a thousand readers costs more than

@@ -1,17 +1,23 @@
 //! Blobs: held, filled, joined, or passed through.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::{StreamExt, stream};
+use futures_util::{FutureExt, StreamExt, stream};
+use tokio::time::timeout;
 
-use crate::fill::{Demand, Fill, FillError, FillKey, Opened, OriginId, PassThrough, TAIL_BYTES, Want, pass_through};
+use crate::fill::{
+    Demand, Fill, FillError, FillKey, Opened, OriginId, PartsThrough, PassThrough, Passing, TAIL_BYTES, Unstorable,
+    Want, parts_through, pass_through,
+};
 use crate::oci::Digest;
 use crate::oci::range::{ByteRange, RangeSpec};
 use crate::store::{Blob, Piece, Pieces, StoreError};
 
 use super::error::{MirrorError, MirrorErrorKind};
 use super::origin::UpstreamOrigin;
+use super::other_way::{OtherWay, while_held};
 use super::outcome::Outcome;
 use super::rights::{Link, Probe};
 use super::upstreams::Target;
@@ -24,14 +30,17 @@ pub struct BlobAnswer {
     pub size_bytes: Option<u64>,
     content: Content,
     wait_for_verified: bool,
+    /// Kept as long as it is sent.
+    passing: Option<Passing>,
 }
 
 #[derive(Debug)]
 enum Content {
     Held(Blob),
     InMemory(Bytes),
-    Filling { want: Want, verified: bool, joined: bool },
+    Filling { want: Want, verified: bool, joined: bool, other_way: OtherWay },
     PassThrough(PassThrough),
+    PartsThrough(PartsThrough),
 }
 
 /// One client of a fill.
@@ -42,14 +51,16 @@ struct Follower {
     joined: bool,
     /// It may read what others fetched.
     proven: bool,
-    /// The first byte that it waits for.
-    first: u64,
+    demand: Demand,
     want: Want,
 }
 
 /// Blobs up to this size are served from memory: it takes fewer calls to the kernel than sending a file does, and copying so
 /// little costs less than they do.
 const MEMORY_BYTES_MAX: u64 = 64 << 10;
+
+/// How long a fill that is about to end may take for that.
+const LEAVING_MAX: Duration = Duration::from_secs(5);
 
 /// How often a look-up is tried when what was held vanishes, or a fill ends, in between.
 const ATTEMPTS: usize = 3;
@@ -67,17 +78,22 @@ impl BlobAnswer {
         match self.content {
             Content::Held(blob) => (file_pieces(&blob, ranges), Outcome::Hit),
             Content::InMemory(bytes) => (memory_pieces(&bytes, ranges), Outcome::Hit),
-            Content::Filling { want, verified, joined } => {
+            Content::Filling { want, verified, joined, other_way } => {
                 let outcome = match (unverified && !verified, joined) {
                     (true, collapsed) => Outcome::Unverified { collapsed },
                     (false, true) => Outcome::Collapsed,
                     (false, false) => Outcome::Miss,
                 };
-                (want.into_reader(ranges, self.wait_for_verified).pieces(), outcome)
+                let reader = want.into_reader(ranges, self.wait_for_verified);
+                (reader.pieces_or(|interrupted| other_way.go(interrupted).boxed()), outcome)
             }
             Content::PassThrough(body) => {
                 let outcome = Outcome::Bypass { unverified: unverified && !body.is_small() };
-                (body.pieces(ranges, self.wait_for_verified), outcome)
+                (while_held(body.pieces(ranges, self.wait_for_verified), self.passing), outcome)
+            }
+            Content::PartsThrough(parts) => {
+                let pieces = parts.pieces(ranges.unwrap_or_default());
+                (while_held(pieces, self.passing), Outcome::Bypass { unverified: true })
             }
         }
     }
@@ -150,7 +166,7 @@ impl Mirror {
                     Ok(None) => {}
                     Err(error) => {
                         tracing::warn!(%digest, "could not open a held blob: {error}; passing it through");
-                        return self.pass_through(target, digest).await;
+                        return self.pass_through(target, digest, &self.demand(ranges, None)).await;
                     }
                 }
             }
@@ -158,7 +174,7 @@ impl Mirror {
                 return Ok(answer);
             }
         }
-        self.pass_through(target, digest).await
+        self.pass_through(target, digest, &self.demand(ranges, None)).await
     }
 
     async fn open_held(&self, digest: &Digest, size_bytes: u64) -> Result<Option<Content>, StoreError> {
@@ -208,8 +224,15 @@ impl Mirror {
         Ok(())
     }
 
+    /// What ranges of a blob come to.
+    fn demand(&self, ranges: &[RangeSpec], expected_bytes: Option<u64>) -> Demand {
+        let ranges = if self.0.settings.ranges_wait_for_verified { &[] } else { ranges };
+        Demand::of(ranges, expected_bytes)
+    }
+
     fn answer(&self, size_bytes: Option<u64>, content: Content) -> BlobAnswer {
-        BlobAnswer { size_bytes, content, wait_for_verified: self.0.settings.ranges_wait_for_verified }
+        let wait_for_verified = self.0.settings.ranges_wait_for_verified;
+        BlobAnswer { size_bytes, content, wait_for_verified, passing: None }
     }
 
     /// Joins or starts a fill. `None` when things have changed in the meantime, so that the look-up starts again.
@@ -235,24 +258,24 @@ impl Mirror {
             Link::Proven { size_bytes } => *size_bytes,
             Link::Unknown => None,
         };
-        let demand = match ranges {
-            ranges if self.0.settings.ranges_wait_for_verified => Demand::of(&ranges[..0], expected_bytes),
-            ranges => Demand::of(ranges, expected_bytes),
-        };
+        let demand = self.demand(ranges, expected_bytes);
         let origin = Arc::new(origin(target, digest));
         match self.0.fills.open(key, expected_bytes, origin, &demand) {
             Opened::Held => Ok(None),
             Opened::Leaving(fill) => {
-                fill.left().await;
-                Ok(None)
+                // A disk that hangs may keep it.
+                match timeout(LEAVING_MAX, fill.left()).await {
+                    Ok(()) => Ok(None),
+                    Err(_) => self.pass_through(target, digest, &demand).await.map(Some),
+                }
             }
             Opened::Mismatched(error) => Err(error.into()),
-            Opened::Stalled => self.pass_through(target, digest).await.map(Some),
+            Opened::Stalled => self.pass_stalled(target, digest, &demand).await.map(Some),
             Opened::Filling { fill, origin, joined, shared, want } => {
                 if shared {
                     self.prove(target, digest, link).await?;
                 }
-                let follower = Follower { origin, joined, proven: link.is_proven(), first: demand.first(), want };
+                let follower = Follower { origin, joined, proven: link.is_proven(), demand, want };
                 self.follow(target, &fill, follower, !ranges.is_empty()).await
             }
         }
@@ -267,12 +290,15 @@ impl Mirror {
         follower: Follower,
         need_size: bool,
     ) -> Result<Option<BlobAnswer>, MirrorError> {
-        let Follower { origin, joined, proven, first, want } = follower;
+        let Follower { origin, joined, proven, demand, want } = follower;
         let digest = fill.key().digest;
         let own_failure = || origin.and_then(|origin| fill.failure_of(origin));
-        let head = match fill.head(first).await {
+        let head = match fill.head(demand.first()).await {
             Ok(head) => head,
-            Err(FillError::NotStorable { .. }) => return self.pass_through(target, &digest).await.map(Some),
+            Err(FillError::NotStorable { why: Unstorable::Stalled, .. }) => {
+                return self.pass_stalled(target, &digest, &demand).await.map(Some);
+            }
+            Err(FillError::NotStorable { .. }) => return self.pass_through(target, &digest, &demand).await.map(Some),
             Err(error) => {
                 let error = match (error, own_failure()) {
                     (FillError::Origin(_), Some(own)) => own.into(),
@@ -299,17 +325,38 @@ impl Mirror {
             None if need_size => Some(fill.size().await?),
             None => None,
         };
-        let content = Content::Filling { want, verified: head.verified, joined };
+        let other_way = OtherWay {
+            fills: self.0.fills.clone(),
+            key: fill.key().clone(),
+            origin: self::origin(target, &digest),
+            wait_for_verified: self.0.settings.ranges_wait_for_verified,
+        };
+        let content = Content::Filling { want, verified: head.verified, joined, other_way };
         Ok(Some(self.answer(size_bytes, content)))
     }
 
     /// Law 6: what can't be kept is still delivered.
-    async fn pass_through(&self, target: &Target, digest: &Digest) -> Result<BlobAnswer, MirrorError> {
+    async fn pass_through(&self, target: &Target, digest: &Digest, demand: &Demand) -> Result<BlobAnswer, MirrorError> {
         self.refuse_cold_blob(target, digest)?;
         let origin = origin(target, digest);
+        let parts = parts_through(Arc::new(origin.clone()), demand).await.map_err(MirrorError::from);
+        if let Some(parts) = self.heard(target, parts)? {
+            return Ok(self.answer(Some(parts.size_bytes), Content::PartsThrough(parts)));
+        }
         let body = pass_through(&origin, *digest, Arc::clone(&self.0.metrics)).await.map_err(MirrorError::from);
         let body = self.heard(target, body)?;
         Ok(self.answer(body.size_bytes(), Content::PassThrough(body)))
+    }
+
+    /// The same while the disk takes no writes: a few clients of each blob, for nothing is shared that way.
+    async fn pass_stalled(&self, target: &Target, digest: &Digest, demand: &Demand) -> Result<BlobAnswer, MirrorError> {
+        let key = FillKey { registry: target.repository.registry.clone(), digest: *digest };
+        let Some(passing) = self.0.fills.pass(&key) else {
+            let message = "the disk takes no writes at the moment, and enough others are served past it; try again";
+            return Err(MirrorError::new(MirrorErrorKind::Internal, message));
+        };
+        let answer = self.pass_through(target, digest, demand).await?;
+        Ok(BlobAnswer { passing: Some(passing), ..answer })
     }
 
     /// Manifests are no blobs, though some clients look for them here first: upstream need not be asked.

@@ -8,6 +8,7 @@ mod freshness;
 mod health;
 mod manifests;
 mod origin;
+mod other_way;
 mod outages;
 mod outcome;
 mod prefetch;

@@ -11,7 +11,7 @@ use crate::oci::{Digest, Repository};
 use crate::upstream::{BlobRange, Lane, Phase, Upstream, UpstreamError, UpstreamErrorKind};
 
 /// A blob in an upstream's repository, opened with the credential that is configured for it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct UpstreamOrigin {
     pub(super) client: Arc<Upstream>,
     pub(super) repository: Repository,

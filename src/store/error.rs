@@ -66,6 +66,14 @@ pub enum StoreError {
         /// The limit.
         limit_bytes: u64,
     },
+    /// The disk did not take a write.
+    #[error("the disk did not take a write to {} within {} s; it may be failing", .path.display(), .limit.as_secs())]
+    Stalled {
+        /// The file.
+        path: PathBuf,
+        /// How long it had.
+        limit: std::time::Duration,
+    },
     /// There is no room for what was to be written.
     #[error(transparent)]
     NoRoom(#[from] NoRoom),

@@ -47,6 +47,7 @@ mod piece;
 mod pins;
 mod publish;
 mod reach;
+mod record;
 mod record_files;
 mod records;
 mod recover;

@@ -2,20 +2,24 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::{Mutex, RwLock};
+use parking_lot::Mutex;
+use tokio::sync::{RwLock, oneshot};
+use tokio::time::{sleep, timeout};
 
 use super::blob::OpenFile;
-use super::checkpoint::Checkpoint;
 use super::count::{charge, sparse_charge};
 use super::error::{NoRoom, StoreError};
 use super::ledger::{Reservation, now};
-use super::publish::{MODE_BLOB, MODE_RECORD, Staged, publish, publish_bytes};
+use super::publish::{MODE_BLOB, Staged, publish};
+use super::record::Record;
 use super::resting::{Entry, Key};
 use super::seam::Op;
 use super::{Shared, Store};
 use crate::oci::{Digest, RegistryName, Verified};
+use crate::tasks;
 
 /// A blob being written, by any number of writers at different places; any number of readers share its file. Dropping it
 /// removes it from disk, in the background; its room is given back when the last reader has closed the file.
@@ -48,6 +52,7 @@ pub(super) struct Inner {
     pub(super) room: Mutex<Room>,
     /// Held for reading by each write that is under way.
     pub(super) writes: Arc<RwLock<()>>,
+    pub(super) record: Arc<Record>,
 }
 
 /// What a partial may take, and has taken.
@@ -60,15 +65,17 @@ pub(super) struct Room {
     /// How many bytes were written, or found again; and where the last of them ends.
     written_bytes: u64,
     end: u64,
-    /// The folders above are durable.
-    rooted: bool,
 }
 
 /// The file in a partial's folder.
 pub(super) const DATA: &str = "data";
 /// Its last checkpoint, and the next one before it is complete.
 pub(super) const STATE: &str = "state.json";
-const STATE_STAGED: &str = "state.tmp";
+pub(super) const STATE_STAGED: &str = "state.tmp";
+
+/// How long the disk may take for one write once its turn has come, and how long that may take.
+const WRITE_MAX: Duration = Duration::from_secs(5);
+const TURN_MAX: Duration = Duration::from_secs(30);
 
 /// By how much the reservation grows when nobody knows how long the blob will get.
 const GROWTH_BYTES: u64 = 16 << 20;
@@ -106,12 +113,8 @@ impl Store {
             let folder = shared.claim_folder(&registry, &digest);
             match shared.create_data(&folder, extent.size_bytes()) {
                 Ok(file) => {
-                    let room = Room { reservation, extent, on_disk_bytes: 0, written_bytes: 0, end: 0, rooted: false };
-                    let size_bytes = extent.size_bytes();
-                    let room = Mutex::new(room);
-                    let inner =
-                        Inner { shared, registry, digest, size_bytes, folder, file, room, writes: Arc::default() };
-                    Ok(Partial { inner: Some(inner) })
+                    let room = Room { reservation, extent, on_disk_bytes: 0, written_bytes: 0, end: 0 };
+                    Ok(Partial::new(shared, (registry, digest), folder, file, room, Record::default()))
                 }
                 Err(error) => {
                     shared.remove_partial(&folder);
@@ -126,13 +129,9 @@ impl Store {
 // === impl Partial ===
 
 impl Partial {
-    fn inner(&self) -> &Inner {
+    pub(super) fn inner(&self) -> &Inner {
         #[expect(clippy::expect_used, reason = "only commit and rest take it, and they take the partial too")]
         self.inner.as_ref().expect("a partial that was neither committed nor left at rest")
-    }
-
-    pub(super) fn writes(&self) -> Option<Arc<RwLock<()>>> {
-        Some(self.inner.as_ref()?.writes.clone())
     }
 
     pub(super) fn take(&mut self) -> Option<Inner> {
@@ -141,12 +140,24 @@ impl Partial {
 
     /// A partial of `size_bytes` that rested.
     pub(super) fn reopened(shared: Arc<Shared>, key: Key, entry: Entry, file: Arc<OpenFile>, size_bytes: u64) -> Self {
-        let ((registry, digest), Entry { folder, charge, on_disk_bytes, .. }) = (key, entry);
+        let Entry { folder, charge, on_disk_bytes, .. } = entry;
         let reservation = charge.into_reservation();
         let extent = Extent::Sparse(size_bytes);
-        let room = Room { reservation, extent, on_disk_bytes, written_bytes: 0, end: 0, rooted: true };
-        let (size_bytes, room, writes) = (Some(size_bytes), Mutex::new(room), Arc::default());
-        Self { inner: Some(Inner { shared, registry, digest, size_bytes, folder, file, room, writes }) }
+        let room = Room { reservation, extent, on_disk_bytes, written_bytes: 0, end: 0 };
+        Self::new(shared, key, folder, file, room, Record::found())
+    }
+
+    fn new(
+        shared: Arc<Shared>,
+        (registry, digest): Key,
+        folder: PathBuf,
+        file: Arc<OpenFile>,
+        room: Room,
+        record: Record,
+    ) -> Self {
+        let size_bytes = room.extent.size_bytes();
+        let (room, writes, record) = (Mutex::new(room), Arc::default(), Arc::new(record));
+        Self { inner: Some(Inner { shared, registry, digest, size_bytes, folder, file, room, writes, record }) }
     }
 
     /// The digest that its content should have.
@@ -162,10 +173,16 @@ impl Partial {
     /// Reserves room for all of a blob of which only parts were wanted so far.
     pub async fn reserve_whole(&self) -> Result<(), StoreError> {
         let inner = self.inner();
-        let mut room = inner.room.lock().await;
+        let missing = {
+            let room = inner.room.lock();
+            let Extent::Sparse(size_bytes) = room.extent else { return Ok(()) };
+            charge(size_bytes).saturating_sub(room.reservation.charged_bytes())
+        };
+        // Not under the lock: eviction takes its time, and others write meanwhile.
+        let more = inner.shared.reserve_charged(missing).await?;
+        let mut room = inner.room.lock();
+        room.reservation.grow(more);
         if let Extent::Sparse(size_bytes) = room.extent {
-            let missing = charge(size_bytes).saturating_sub(room.reservation.charged_bytes());
-            room.reservation.grow(inner.shared.reserve_charged(missing).await?);
             room.extent = Extent::Whole(size_bytes);
         }
         Ok(())
@@ -173,6 +190,8 @@ impl Partial {
 
     /// Writes `chunks` one after the other, from `offset` on. Room is reserved before, where it was not yet; where the size
     /// is known nothing is written beyond it. Nobody else may write the same bytes.
+    ///
+    /// A slow disk paces whoever writes. A write that it does not take at all is [`StoreError::Stalled`], and may yet happen.
     pub async fn write_at(&self, offset: u64, chunks: Vec<Bytes>) -> Result<(), StoreError> {
         let inner = self.inner();
         let len: u64 = chunks.iter().map(|chunk| chunk.len() as u64).sum();
@@ -181,51 +200,35 @@ impl Partial {
             let source = std::io::Error::new(std::io::ErrorKind::FileTooLarge, "more bytes than the blob has");
             return Err(StoreError::io(Op::Write, &inner.folder.join(DATA), source));
         }
-        let mut room = inner.room.lock().await;
-        room.make(&inner.shared, len, end).await?;
-        room.on_disk_bytes += len;
-        room.written_bytes += len;
-        room.end = room.end.max(end);
-        drop(room);
+        inner.make_room(len, end).await?;
         // Goes along with the job, which runs to its end even when nobody waits for it any longer.
         let writing = inner.writes.clone().read_owned().await;
+        let (begin, begun) = oneshot::channel();
         let file = inner.file.clone();
         let write = move || {
             let _writing = writing;
+            let _ = begin.send(());
             file.write_at(offset, &chunks)
         };
-        inner.shared.io.writing.run(write).await?;
-        inner.room.lock().await.reservation.wrote(len);
+        // To wait for a turn is no stall, unless no turn ever comes.
+        let patience = async {
+            let _ = timeout(TURN_MAX, begun).await;
+            sleep(WRITE_MAX).await;
+        };
+        tokio::select! {
+            biased;
+            written = inner.shared.io.writing.run(write) => written?,
+            () = patience => return Err(StoreError::Stalled { path: inner.folder.join(DATA), limit: WRITE_MAX }),
+        }
+        inner.room.lock().reservation.wrote(len);
         Ok(())
     }
 
     /// Notes that bytes of an earlier run were found to be there.
-    pub async fn found(&self, offset: u64, len: u64) {
-        let mut room = self.inner().room.lock().await;
+    pub fn found(&self, offset: u64, len: u64) {
+        let mut room = self.inner().room.lock();
         room.written_bytes += len;
         room.end = room.end.max(offset.saturating_add(len));
-    }
-
-    /// Makes what was written durable, then notes `checkpoint`, which may speak only of what was written before this call.
-    pub async fn checkpoint(&self, checkpoint: &Checkpoint) -> Result<(), StoreError> {
-        let inner = self.inner();
-        let text = serde_json::to_vec(checkpoint).unwrap_or_default();
-        let rooted = std::mem::replace(&mut inner.room.lock().await.rooted, true);
-        let (shared, folder, file) = (inner.shared.clone(), inner.folder.clone(), inner.file.clone());
-        let write = move || {
-            let disk = &shared.io.disk;
-            disk.sync_data(file.file()?, &folder.join(DATA))?;
-            let (staged, target) = (folder.join(STATE_STAGED), folder.join(STATE));
-            // One that was left behind by a failure would be in the way.
-            disk.remove(&staged)?;
-            publish_bytes(disk, text.into(), &staged, &target, MODE_RECORD, None)?;
-            if !rooted && let Some(registry) = folder.parent() {
-                disk.sync_folder(registry)?;
-                disk.sync_folder(&shared.layout.partials())?;
-            }
-            Ok(())
-        };
-        inner.shared.io.run_counted(write).await
     }
 
     /// Makes it a blob. The proof must be for the digest asked for and for as many bytes as were written. Its open file
@@ -236,9 +239,10 @@ impl Partial {
         let (shared, digest) = (self.inner().shared.clone(), self.inner().digest);
         // A blob of which only parts were wanted may have become whole by and by.
         self.reserve_whole().await?;
+        let checkpoint = self.inner().record.turn().await;
         let guard = shared.blob_locks.lock(&digest).await;
         let commit = move || {
-            let _guard = guard;
+            let _guards = (guard, checkpoint);
             self.commit_locked(&verified)
         };
         shared.io.run_counted(commit).await
@@ -249,8 +253,11 @@ impl Partial {
         let size_bytes = verified.size_bytes();
         let data = inner.folder.join(DATA);
         let file = inner.file.file()?;
-        // Nobody writes any more: the partial is ours alone.
-        let (written_bytes, end) = inner.room.try_lock().map_or((0, 0), |room| (room.written_bytes, room.end));
+        inner.record.check_kept(&data)?;
+        let (written_bytes, end) = {
+            let room = inner.room.lock();
+            (room.written_bytes, room.end)
+        };
         if verified.digest() != inner.digest
             || size_bytes != end
             || size_bytes > written_bytes
@@ -280,12 +287,45 @@ impl Partial {
 impl Drop for Partial {
     fn drop(&mut self) {
         let Some(inner) = self.inner.take() else { return };
-        let io = inner.shared.io.clone();
-        io.run_deferred(move || {
+        let (io, record) = (inner.shared.io.clone(), inner.record.clone());
+        let remove = move || {
             inner.shared.remove_partial(&inner.folder);
             // If this was the last reader, the file closes here, and the room is free when it has.
             inner.file.keep_until_closed(inner.room.into_inner().reservation);
-        });
+        };
+        // A checkpoint that is under way would leave a file behind.
+        match (record.try_turn(), tokio::runtime::Handle::try_current()) {
+            (None, Ok(_)) => {
+                let deferred = io.defer();
+                tasks::spawn("remove_partial", async move {
+                    let _deferred = deferred;
+                    let _turn = record.turn().await;
+                    io.writing.run(remove).await;
+                });
+            }
+            _ => io.run_deferred(remove),
+        }
+    }
+}
+
+// === impl Inner ===
+
+impl Inner {
+    /// Makes sure that `len` more bytes, the last of which ends at `end`, are reserved, and counts them. Where the size is
+    /// known, or a whole step can't be had, no more than is needed.
+    async fn make_room(&self, len: u64, end: u64) -> Result<(), StoreError> {
+        let (needed, step) = self.room.lock().count(len, end);
+        if needed == 0 {
+            return Ok(());
+        }
+        let more = match self.shared.reserve_charged(step).await {
+            Err(NoRoom::Never { .. } | NoRoom::NotNow { .. }) if needed < step => {
+                self.shared.reserve_charged(needed).await?
+            }
+            other => other?,
+        };
+        self.room.lock().reservation.grow(more);
+        Ok(())
     }
 }
 
@@ -297,29 +337,18 @@ impl Room {
         (self.on_disk_bytes, self.reservation)
     }
 
-    /// Makes sure that `len` more bytes, the last of which ends at `end`, are reserved. Where the size is known, or a whole
-    /// step can't be had, no more than is needed.
-    async fn make(&mut self, shared: &Arc<Shared>, len: u64, end: u64) -> Result<(), StoreError> {
+    /// Counts `len` more bytes, the last of which ends at `end`. Returns how much more must be reserved for them, and how much
+    /// had better be.
+    fn count(&mut self, len: u64, end: u64) -> (u64, u64) {
+        self.on_disk_bytes += len;
+        self.written_bytes += len;
+        self.end = self.end.max(end);
         let missing = |charged_bytes: u64| charged_bytes.saturating_sub(self.reservation.charged_bytes());
-        let (needed, step) = match self.extent {
-            Extent::Whole(size_bytes) => (missing(charge(size_bytes)), missing(charge(size_bytes))),
-            Extent::Sparse(_) => {
-                let needed = missing(sparse_charge(self.on_disk_bytes.saturating_add(len)));
-                (needed, needed)
-            }
+        match self.extent {
+            Extent::Whole(size_bytes) => [charge(size_bytes); 2].map(missing).into(),
+            Extent::Sparse(_) => [sparse_charge(self.on_disk_bytes); 2].map(missing).into(),
             Extent::Growing => (missing(charge(end)), missing(charge(end.next_multiple_of(GROWTH_BYTES)))),
-        };
-        if needed == 0 {
-            return Ok(());
         }
-        let more = match shared.reserve_charged(step).await {
-            Err(NoRoom::Never { .. } | NoRoom::NotNow { .. }) if needed < step => {
-                shared.reserve_charged(needed).await?
-            }
-            other => other?,
-        };
-        self.reservation.grow(more);
-        Ok(())
     }
 }
 

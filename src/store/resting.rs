@@ -70,7 +70,7 @@ impl Store {
         let key = (registry.clone(), *digest);
         let entry = self.shared.resting.0.lock().remove(&key)?;
         let shared = self.shared.clone();
-        let reopen = move || match shared.reopen(&entry.folder) {
+        let reopen = move || match shared.reopen(&entry) {
             Ok((file, checkpoint)) => {
                 Some((Partial::reopened(shared, key, entry, file, checkpoint.size_bytes), checkpoint))
             }
@@ -87,11 +87,14 @@ impl Store {
 // === impl Partial ===
 
 impl Partial {
-    /// Leaves off: what its last checkpoint says is kept, and the partial can be reopened. Waits for writes that are under
-    /// way, since whoever reopens it writes to the same file.
+    /// Leaves off: what its last checkpoint says is kept, and the partial can be reopened. Waits for writes and checkpoints
+    /// that are under way, since whoever reopens it writes to the same files. One that can't rest is removed.
     pub async fn rest(mut self) {
-        let Some(writes) = self.writes() else { return };
-        drop(writes.write().await);
+        drop(self.inner().writes.write().await);
+        drop(self.inner().record.turn().await);
+        if !self.can_rest() {
+            return;
+        }
         let Some(inner) = self.take() else { return };
         let Inner { shared, registry, digest, folder, file, room, .. } = inner;
         let (on_disk_bytes, reservation) = room.into_inner().into_parts();
@@ -109,16 +112,23 @@ impl Partial {
 // === impl Shared ===
 
 impl Shared {
-    fn reopen(&self, folder: &Path) -> Result<(Arc<OpenFile>, Checkpoint), String> {
-        let (disk, data) = (&self.io.disk, folder.join(DATA));
-        let checkpoint = read_state(disk, folder).map_err(|error| error.to_string())?;
+    fn reopen(&self, entry: &Entry) -> Result<(Arc<OpenFile>, Checkpoint), String> {
+        let (disk, data) = (&self.io.disk, entry.folder.join(DATA));
+        let checkpoint = read_state(disk, &entry.folder).map_err(|error| error.to_string())?;
         let checkpoint = checkpoint.ok_or("its checkpoint can't be read")?;
-        let file = disk.open_for_writing(&data).map_err(|error| error.to_string())?;
-        let size_bytes = disk.size(&file, &data).map_err(|error| error.to_string())?;
+        // Somebody may still read it: then it's the same open file, which counts until all have let go of it.
+        let file = if let Some(file) = entry.file.upgrade() {
+            file
+        } else {
+            let file = disk.open_for_writing(&data).map_err(|error| error.to_string())?;
+            OpenFile::new(file, data.clone(), self.io.clone())
+        };
+        let open = file.file().map_err(|error| error.to_string())?;
+        let size_bytes = disk.size(open, &data).map_err(|error| error.to_string())?;
         if size_bytes != checkpoint.size_bytes {
             return Err(format!("its file has {size_bytes} bytes instead of {}", checkpoint.size_bytes));
         }
-        Ok((OpenFile::new(file, data, self.io.clone()), checkpoint))
+        Ok((file, checkpoint))
     }
 
     /// Removes a resting partial that was taken out of the table. Its bytes count until its last reader has closed it.
@@ -140,7 +150,8 @@ impl Shared {
                 oldest.and_then(|key| resting.remove(&key))
             };
             let Some(entry) = oldest else { break };
-            freed += entry.charge.bytes();
+            // What is being read goes on counting.
+            freed += if entry.file.strong_count() == 0 { entry.charge.bytes() } else { 0 };
             let shared = self.clone();
             self.io.writing.run(move || shared.discard(entry)).await;
         }
@@ -191,21 +202,26 @@ fn read_state(disk: &Disk, folder: &Path) -> Result<Option<Checkpoint>, StoreErr
     Ok(serde_json::from_slice(&text).ok().filter(Checkpoint::is_sound))
 }
 
-/// The partials in the data directory that can be taken up again. What can't is removed.
+/// The partials in the data directory that can be taken up again. What can't is removed, or left alone where that fails: no
+/// boot depends on it.
 pub(super) fn find(disk: &Disk, layout: &Layout) -> Result<Vec<FoundPartial>, StoreError> {
     let mut partials = Vec::new();
     for registry in disk.list(&layout.partials())? {
         let path = layout.partials().join(&registry.name);
         let name = registry.name.to_str().and_then(|name| name.parse::<RegistryName>().ok());
         let Some(name) = name.filter(|_| registry.kind == Kind::Folder) else {
-            remove(disk, &path, registry.kind)?;
+            remove(disk, &path, registry.kind);
             continue;
         };
         for folder in disk.list(&path)? {
             let place = path.join(&folder.name);
-            match layout::partial_at(&folder.name).map(|digest| facts(disk, &place, &name, digest)).transpose()? {
-                Some(Some(found)) => partials.push(found),
-                _ => remove(disk, &place, folder.kind)?,
+            let found = layout::partial_at(&folder.name).and_then(|digest| {
+                let facts = facts(disk, &place, &name, digest);
+                facts.inspect_err(|error| tracing::warn!(%error, "an interrupted download can't be read")).ok()?
+            });
+            match found {
+                Some(found) => partials.push(found),
+                None => remove(disk, &place, folder.kind),
             }
         }
     }
@@ -233,10 +249,12 @@ fn facts(
     Ok((now().saturating_sub(found.touched) <= AGE_MAX_MICROS).then_some(found))
 }
 
-fn remove(disk: &Disk, path: &Path, kind: Kind) -> Result<(), StoreError> {
-    if kind == Kind::Folder {
-        disk.empty(path, PARTIAL_DEPTH)?;
-        return disk.remove_folder(path).map(drop);
+fn remove(disk: &Disk, path: &Path, kind: Kind) {
+    let removed = match kind {
+        Kind::Folder => disk.empty(path, PARTIAL_DEPTH).and_then(|()| disk.remove_folder(path).map(drop)),
+        Kind::File | Kind::Other => disk.remove(path).map(drop),
+    };
+    if let Err(error) = removed {
+        tracing::warn!(%error, "could not remove what is left of a download");
     }
-    disk.remove(path).map(drop)
 }

@@ -205,3 +205,25 @@ async fn parts_find_no_room_without_pushing_anything_out() {
     let snapshot = rig.store.snapshot();
     assert!((1..20).contains(&snapshot.resting), "{snapshot:?}");
 }
+
+#[tokio::test]
+async fn without_room_for_the_whole_parts_go_on_being_served() {
+    let rig = Rig::new(12 * MIB as u64).await;
+    let (bytes, digest, _) = content(LARGE, LARGE);
+    let server = Arc::new(Server::of(&bytes));
+    for at in 2..9 {
+        get(&rig, digest, &server, &bytes, &[(at * MIB, at * MIB + MIB - 1)]).await;
+    }
+    // So much was wanted that the rest would follow, if it could.
+    let fill = get(&rig, digest, &server, &bytes, &[(0, 1)]).await;
+    get(&rig, digest, &server, &bytes, &[(MIB, MIB + 1), (12 * MIB, 12 * MIB + 1)]).await;
+    assert!(fill.progress().ahead() == Ahead::Nothing);
+    // Who wants all of it can't have it from the store; what is there stays.
+    let (fill, want) = want(&rig, digest, &server, &Demand::WHOLE);
+    let (_, cut) = read(want.into_reader(None, false).pieces()).await;
+    assert!(cut.is_some());
+    fill.left().await;
+    assert_eq!((rig.store.size_of(&digest), rig.store.snapshot().resting), (None, 1));
+    get(&rig, digest, &server, &bytes, &[(2 * MIB, 2 * MIB + 1)]).await;
+    rig.fills.idle().await;
+}

@@ -23,7 +23,7 @@ async fn interrupted(bytes: &Bytes, digest: Digest, at: usize) -> (Rig, usize) {
     let mut readers: Vec<_> = (0..LARGE / MIB)
         .map(|n| {
             let range = ByteRange { first: (n * MIB) as u64, last: (LARGE - 70_000) as u64 };
-            fill.reader(Some(&[range]), false).pieces()
+            fill.reader(Some(&[range]), false).pieces().fuse()
         })
         .collect();
     let gap = at / (256 * 1024) * 256 * 1024..(at / (256 * 1024) + 1) * 256 * 1024;
@@ -35,7 +35,7 @@ async fn interrupted(bytes: &Bytes, digest: Digest, at: usize) -> (Rig, usize) {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(Duration::from_mins(1), there).await.expect("all other segments arrive");
+    tokio::time::timeout(Duration::from_mins(5), there).await.expect("all other segments arrive");
     drop(readers);
     let rig = rig.restart().await;
     assert_eq!((rig.store.snapshot().resting, rig.store.size_of(&digest)), (1, None));
@@ -119,5 +119,34 @@ async fn a_checkpoint_that_lies_all_through_costs_a_download_and_no_more() {
     fill.left().await;
     assert_eq!((rig.store.size_of(&digest), rig.store.snapshot().resting), (None, 0));
     // Upstream is not blamed before it had its chance in a single response.
+    assert_eq!(finishes(&rig, digest, &bytes).await, LARGE);
+}
+
+#[tokio::test]
+async fn a_stop_soon_after_a_start_loses_nothing() {
+    let (bytes, digest, _) = content(LARGE, LARGE);
+    let (mut rig, missing) = interrupted(&bytes, digest, 10 * MIB).await;
+    for _ in 0..3 {
+        let server = Arc::new(Server { gated: Some(10 * MIB), ..Server::of(&bytes) });
+        let fill = start(&rig, digest, &server);
+        tokio::task::yield_now().await;
+        drop(fill);
+        rig = rig.restart().await;
+        assert_eq!(rig.store.snapshot().resting, 1);
+    }
+    let asked = finishes(&rig, digest, &bytes).await;
+    assert!(asked <= missing, "{asked} instead of {missing}");
+}
+
+#[tokio::test]
+async fn a_size_that_upstream_takes_back_is_not_remembered() {
+    let (bytes, digest, _) = content(LARGE, LARGE);
+    let rig = Rig::new(64 * MIB as u64).await;
+    let server = Arc::new(Server { wrong_first_total: true, ..Server::of(&bytes) });
+    let fill = start(&rig, digest, &server);
+    let (got, cut) = read(fill.reader(None, false).pieces()).await;
+    assert!(cut.is_some() && bytes.starts_with(&got));
+    fill.left().await;
+    assert_eq!(rig.store.snapshot().resting, 0);
     assert_eq!(finishes(&rig, digest, &bytes).await, LARGE);
 }

@@ -16,6 +16,8 @@ pub(super) struct Server {
     pub(super) corrupt_at: Option<usize>,
     /// Answers to ranges, after the first, say that the blob is larger.
     pub(super) wrong_total: bool,
+    /// The very first answer says so.
+    pub(super) wrong_first_total: bool,
     /// Bodies that hold this byte wait for the gate before they send anything.
     pub(super) gated: Option<usize>,
     pub(super) gate: Notify,
@@ -37,6 +39,7 @@ impl Server {
             ignores_ranges: None,
             corrupt_at: None,
             wrong_total: false,
+            wrong_first_total: false,
             gated: None,
             gate: Notify::new(),
             breaks_gated: AtomicBool::new(false),
@@ -73,7 +76,10 @@ impl Server {
         Ok(OriginBody {
             offset: part.start as u64,
             end: Some(part.end as u64),
-            total_bytes: Some(self.bytes.len() as u64 + u64::from(self.wrong_total && ranged && number > 0)),
+            total_bytes: Some(
+                self.bytes.len() as u64
+                    + u64::from(ranged && if number > 0 { self.wrong_total } else { self.wrong_first_total }),
+            ),
             body: stream::iter(chunks.into_iter().chain(broken)).boxed(),
         })
     }

@@ -56,7 +56,7 @@ async fn a_download_left_off_is_taken_up_again_at_once_and_after_a_restart() {
         partial.rest().await;
     }
     let (partial, _) = store.reopen_partial(&registry(), &digest).await.unwrap();
-    partial.found(0, 100_000).await;
+    partial.found(0, 100_000);
     partial.write_at(100_000, vec![bytes.slice(100_000..)]).await.unwrap();
     partial.commit(Verified::check(&digest, &bytes).unwrap()).await.unwrap();
     assert_eq!(store.open_blob(&digest).await.unwrap().unwrap().file.read_at(0, bytes.len()).await.unwrap(), bytes);
@@ -188,5 +188,32 @@ async fn a_checkpoint_may_fail_anywhere_and_the_one_before_it_stays_or_nothing_d
         if done {
             return;
         }
+    }
+}
+
+#[tokio::test]
+async fn a_sync_that_failed_is_never_forgotten() {
+    for rests in [false, true] {
+        let script = Script::failing_only(Op::Sync, Errno::IO);
+        let rig = Rig::new(64 * MIB).with_faults(&script);
+        let store = rig.open().await;
+        let (digest, bytes) = content("layer", SIZE);
+        let partial = store.create_partial(&registry(), digest, Extent::Whole(SIZE)).await.unwrap();
+        partial.write_at(0, vec![bytes.clone()]).await.unwrap();
+        assert!(partial.checkpoint(&checkpoint(&bytes, 100_000, MIB, 50_000)).await.is_err());
+        // The next sync succeeds, and proves nothing.
+        script.relent();
+        assert!(partial.is_lost());
+        if rests {
+            partial.checkpoint(&checkpoint(&bytes, 100_000, MIB, 50_000)).await.unwrap();
+            partial.rest().await;
+        } else {
+            let error = partial.commit(Verified::check(&digest, &bytes).unwrap()).await.unwrap_err();
+            assert!(matches!(error, StoreError::Io { op: Op::Sync, .. }), "{error}");
+        }
+        store.settled().await;
+        assert_eq!((store.size_of(&digest), store.snapshot().resting), (None, 0));
+        assert!(rig.files("v1/partial").is_empty() && rig.files("v1/blobs").is_empty());
+        assert_at_rest(&store).await;
     }
 }
