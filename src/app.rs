@@ -1,36 +1,47 @@
 //! The composition root: the one place that builds and connects the concrete parts.
 
+mod live;
+mod reload;
+mod storage;
 mod upstreams;
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
 
-use crate::config::{self, Config, FileSystemFacts, UnverifiedRanges};
+use crate::audit::Actor;
+use crate::config::{self, Config};
 use crate::fill::{self, Fills};
-use crate::jobs::scrub;
 use crate::metrics::Metrics;
-use crate::mirror::{Mirror, Settings};
+use crate::mirror::Mirror;
 use crate::server::Router;
-use crate::server::accept::{self, Drained, Limits};
+use crate::server::accept::{self, Drained, Limits, Places};
 use crate::server::access_log::Recorder;
 use crate::server::activity::Activity;
 use crate::server::admin::{self, Readiness};
-use crate::server::api::{Api, Guard, History, Parts};
-use crate::server::auth::{Checks, Known, Readers};
+use crate::server::api::{Api, History, Reload as _, Reloaded};
+use crate::server::auth::Checks;
 use crate::server::listen::{self, ListenError};
-use crate::server::router::{self, Edge, EdgeCell};
+use crate::server::router::{self, EdgeCell};
 use crate::server::tls::{CertificateFiles, Tls, TlsError};
 use crate::shutdown::Shutdown;
-use crate::store::{self, Faults, Store, StoreError};
+use crate::store::{Faults, Store, StoreError};
 use crate::tasks::{self, Pool, PoolError};
 use crate::upstream::Instance;
 
 pub use upstreams::Clients;
+
+use live::Live;
+use reload::Reloader;
+
+pub use reload::ConfigSource;
 
 /// A server that runs.
 #[derive(Debug)]
@@ -47,7 +58,8 @@ pub struct Running {
     pub metrics: Arc<Metrics>,
     /// Makes it stop.
     pub shutdown: Shutdown,
-    mirror: Mirror,
+    live: Live,
+    reloader: Option<Arc<Reloader>>,
     readiness: Readiness,
     /// One task a listener; each gives the number of connections that it had to cut.
     accepting: Vec<JoinHandle<Drained>>,
@@ -77,18 +89,6 @@ pub enum StartError {
 /// How long open requests have to finish after the order to stop.
 const GRACE: Duration = Duration::from_secs(25);
 
-/// How long a server waits for another that still holds its data directory: rolling updates overlap.
-const LOCK_WAIT: Duration = Duration::from_mins(1);
-
-/// How often last reads are written down: what a crash can cost of the order of eviction.
-const SWEEP_EVERY: Duration = Duration::from_secs(30);
-
-/// How often a disk in trouble is looked at.
-const PROBE_EVERY: Duration = Duration::from_secs(5);
-
-/// Threads for the file system: enough to keep a disk busy, few enough that none wait for a core.
-const IO_THREADS: usize = 8;
-
 /// Threads for checking passwords: whoever sends wrong ones must not take every core.
 const AUTH_THREADS: usize = 1;
 
@@ -97,11 +97,15 @@ const AUTH_THREADS: usize = 1;
 /// Listening comes first, so that mistakes in addresses show before anything is touched; until the store is open, clients
 /// are told so. Nothing here needs the network beyond that (law 9).
 pub async fn start(config: &Config) -> Result<Running, StartError> {
-    start_with(config, None).await
+    start_with(config, None, None).await
 }
 
-/// The same on a disk that fails to order: for tests.
-pub async fn start_with(config: &Config, faults: Option<Arc<dyn Faults>>) -> Result<Running, StartError> {
+/// The same with a configuration that can be read again from its source; for tests also on a disk that fails to order.
+pub async fn start_with(
+    config: &Config,
+    source: Option<ConfigSource>,
+    faults: Option<Arc<dyn Faults>>,
+) -> Result<Running, StartError> {
     let metrics = Arc::new(Metrics::new());
     let readiness = Readiness::starting();
     let shutdown = Shutdown::new(GRACE);
@@ -111,46 +115,44 @@ pub async fn start_with(config: &Config, faults: Option<Arc<dyn Faults>>) -> Res
     let listeners = listen::bind(&config.server.listen)?;
     let admin_listeners = listen::bind(&config.admin.listen)?;
     let (listen, admin) = (addresses(&listeners), addresses(&admin_listeners));
-    let limits = Limits { connections_max: config.server.max_connections, ..Limits::default() };
-    let checks = Checks::new(Pool::new("auth", AUTH_THREADS)?);
+    let auth = Pool::new("auth", AUTH_THREADS)?;
+    let checks = Checks::new(auth.clone());
     let (activity, history) = (Activity::default(), History::default());
-    let guard = Guard::new(Known::new(&config.admin.users), config.admin.admins.clone(), checks.clone());
+    let guard = live::guard(config, &checks);
     let api = Api::new(guard, Arc::clone(&metrics), readiness.clone(), activity.clone(), history.clone());
-    let admin_router = admin::router(Arc::clone(&metrics), readiness.clone(), &api);
-    let admin_tasks = serve(admin_listeners, admin_tls.as_ref(), &admin_router, limits, &metrics, &admin_shutdown);
+    let router = admin::router(Arc::clone(&metrics), readiness.clone(), &api, &address_for_clients(config, &listen));
+    let limits = Limits::default();
+    let admin_tasks = serve(admin_listeners, admin_tls.as_ref(), &router, &limits, &metrics, &admin_shutdown);
 
+    let limits = Limits { places: Places::new(live::place_limits(config)), ..Limits::default() };
     let edge = EdgeCell::default();
     let recorder = Recorder { metrics: Arc::clone(&metrics), activity: activity.clone() };
     let router = router::router(edge.clone(), recorder);
-    let accepting = serve(listeners, tls.as_ref(), &router, limits, &metrics, &shutdown);
+    let accepting = serve(listeners, tls.as_ref(), &router, &limits, &metrics, &shutdown);
 
-    let store = open_store(config, &metrics, faults, LOCK_WAIT).await?;
-    let cores = thread::available_parallelism().map_or(1, usize::from);
-    let fills = Fills::new(store.clone(), Pool::new("hash", cores)?, Arc::clone(&metrics), limits_of(config));
-    let settings = Settings {
-        offline: config.offline,
-        list_ttl: config.tags.list_ttl,
-        negative_ttl: config.tags.negative_ttl,
-        instance: Instance::random(),
-        ranges_wait_for_verified: config.fill.unverified_ranges == UnverifiedRanges::Wait,
+    let store = storage::open(config, &metrics, faults, storage::LOCK_WAIT).await?;
+    let fills = first_fills(config, &store, &metrics)?;
+    let instance = Instance::random();
+    let mirror = first_mirror(config, &instance, &store, &fills, &metrics);
+    let live = Live {
+        instance,
+        metrics: Arc::clone(&metrics),
+        store: store.clone(),
+        fills: fills.clone(),
+        edge,
+        api,
+        places: limits.places,
+        checks,
+        tls: tls.into_iter().chain(admin_tls).collect(),
+        listen: listen.clone(),
+        mirror: Arc::new(Mutex::new(mirror)),
     };
-    let upstreams = upstreams::upstreams(config, &Clients::new(config, &settings.instance, &metrics));
-    let mirror = Mirror::new(settings, upstreams, store.clone(), fills.clone(), Arc::clone(&metrics));
-    let client_header_timeout = config.server.client_header_timeout;
-    let readers = config.access.as_ref().map(|access| Readers::new(access, exempt(access, config, &listen)));
-    edge.set(Edge { mirror: mirror.clone(), client_header_timeout, readers, checks });
-    let offline = config.offline;
-    api.set_parts(Parts { mirror: mirror.clone(), store: store.clone(), fills: fills.clone(), offline });
+    live.answer_by(config);
     readiness.set_degraded("store", store.trouble());
     let draining = shutdown.draining_token();
+    let reloader = source.map(|source| Reloader::start(source, config.clone(), live.clone(), auth, draining.clone()));
     tasks::spawn("history", draining.run_until_cancelled_owned(history.keep(activity, Arc::clone(&metrics))));
-    let sweeping = tasks::spawn("sweep", sweep(store.clone(), readiness.clone(), shutdown.clone()));
-    let schedule = scrub::Schedule {
-        period: config.storage.scrub_period,
-        bytes_per_second: config.storage.scrub_bytes_per_second,
-        hours: config.storage.scrub_hours,
-    };
-    let scrubbing = scrub::start(store.clone(), schedule, Arc::clone(&metrics), shutdown.clone());
+    let (sweeping, scrubbing) = storage::look_after(&store, config, &readiness, &metrics, &shutdown);
     readiness.set_ready();
     Ok(Running {
         listen,
@@ -159,7 +161,8 @@ pub async fn start_with(config: &Config, faults: Option<Arc<dyn Faults>>) -> Res
         fills,
         metrics,
         shutdown,
-        mirror,
+        live,
+        reloader,
         readiness,
         accepting,
         admin_tasks,
@@ -167,6 +170,25 @@ pub async fn start_with(config: &Config, faults: Option<Arc<dyn Faults>>) -> Res
         sweeping,
         scrubbing,
     })
+}
+
+/// The address that clients pull from, if it is the same wherever one stands: else empty.
+fn address_for_clients(config: &Config, listen: &[SocketAddr]) -> String {
+    let scheme = if config.server.tls.is_empty() { "http" } else { "https" };
+    match listen.first() {
+        Some(address) if !address.ip().is_unspecified() => format!("{scheme}://{address}"),
+        _ => String::new(),
+    }
+}
+
+fn first_fills(config: &Config, store: &Store, metrics: &Arc<Metrics>) -> Result<Fills, PoolError> {
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    Ok(Fills::new(store.clone(), Pool::new("hash", cores)?, Arc::clone(metrics), limits_of(config)))
+}
+
+fn first_mirror(config: &Config, instance: &Instance, store: &Store, fills: &Fills, metrics: &Arc<Metrics>) -> Mirror {
+    let upstreams = upstreams::upstreams(config, &Clients::new(config, instance, metrics), |_| None);
+    Mirror::new(live::settings(config, instance), upstreams, store.clone(), fills.clone(), Arc::clone(metrics))
 }
 
 // === impl Running ===
@@ -182,7 +204,9 @@ impl Running {
             cut += task.await.map_or(0, |drained| drained.connections_cut);
         }
         // What is left by now has no client. Nothing may write once the store is closed.
-        self.mirror.stop().await;
+        // Those that a reload has replaced stop with the one in force.
+        let mirror = self.live.mirror.lock().clone();
+        mirror.stop().await;
         self.fills.stop().await;
         let _ = self.sweeping.await;
         let _ = self.scrubbing.await;
@@ -192,6 +216,30 @@ impl Running {
         }
         self.store.close().await;
         cut
+    }
+
+    /// Reads the configuration again for someone, as a changed file makes it do by itself. Says why nothing was done.
+    pub async fn reload(&self, by: Actor) -> Result<Reloaded, String> {
+        match &self.reloader {
+            Some(reloader) => reloader.reload(by).await,
+            None => Err("this server's configuration has no source".to_owned()),
+        }
+    }
+
+    /// Obeys SIGHUP from now on: the configuration is read again. Fails when the handler can't be installed. Must be called
+    /// inside the runtime.
+    pub fn obey_hangups(&self) -> io::Result<()> {
+        let Some(reloader) = self.reloader.clone() else { return Ok(()) };
+        let mut hangups = signal(SignalKind::hangup())?;
+        let draining = self.shutdown.draining_token();
+        let obeying = async move {
+            while hangups.recv().await.is_some() {
+                // What came of it has been logged.
+                let _ = reloader.reload(Actor::local("SIGHUP")).await;
+            }
+        };
+        tasks::spawn("hangups", draining.run_until_cancelled_owned(obeying));
+        Ok(())
     }
 
     /// Stops and waits until everything has.
@@ -209,12 +257,12 @@ fn serve(
     listeners: Vec<TcpListener>,
     tls: Option<&Tls>,
     router: &Router,
-    limits: Limits,
+    limits: &Limits,
     metrics: &Arc<Metrics>,
     shutdown: &Shutdown,
 ) -> Vec<JoinHandle<Drained>> {
     let one = |listener| {
-        let (tls, router) = (tls.cloned(), router.clone());
+        let (tls, router, limits) = (tls.cloned(), router.clone(), limits.clone());
         let (metrics, shutdown) = (Arc::clone(metrics), shutdown.clone());
         async move { accept::serve(listener, tls.as_ref(), router, limits, metrics, shutdown).await }
     };
@@ -230,68 +278,13 @@ fn tls(certificates: &[config::Certificate]) -> Result<Option<Tls>, TlsError> {
     (!certificates.is_empty()).then(|| Tls::read(certificates.iter().map(files).collect())).transpose()
 }
 
-/// The addresses that are exempt from `access`, with the ports that they got.
-fn exempt(access: &config::Access, config: &Config, listen: &[SocketAddr]) -> Vec<SocketAddr> {
-    let configured = config.server.listen.iter().zip(listen);
-    configured.filter(|(written, _)| access.exempt.contains(written)).map(|(_, bound)| *bound).collect()
-}
-
 fn limits_of(config: &Config) -> fill::Limits {
     let config::Fill { connections_per_blob, parallel_above_bytes, complete_from_percent, .. } = config.fill;
     let complete_from_percent = u64::from(complete_from_percent);
     fill::Limits { connections_per_blob, parallel_above_bytes, complete_from_percent, ..fill::Limits::default() }
 }
 
-async fn open_store(
-    config: &Config,
-    metrics: &Arc<Metrics>,
-    faults: Option<Arc<dyn Faults>>,
-    lock_wait: Duration,
-) -> Result<Store, StoreError> {
-    let storage = config.storage.clone();
-    let budget = move |facts: &store::FileSystemFacts| {
-        let &store::FileSystemFacts { total_bytes, total_inodes, free_bytes, held_bytes, own_mount } = facts;
-        let file_system = FileSystemFacts { total_bytes, free_bytes, held_bytes, own_mount };
-        let floor = storage.min_free.resolve(total_bytes, total_inodes);
-        let capacity_bytes = config::capacity::resolve(storage.capacity, file_system);
-        if let Some(possible_bytes) = config::capacity::shortfall(capacity_bytes, file_system) {
-            tracing::warn!(
-                capacity_bytes,
-                possible_bytes,
-                "storage.capacity is {} MiB, but its file system can't give the store more than {} MiB; \
-                 what finds no room is passed through",
-                capacity_bytes >> 20,
-                possible_bytes >> 20
-            );
-        }
-        store::Budget { capacity_bytes, min_free_bytes: floor.bytes, min_free_inodes: floor.inodes }
-    };
-    let options = store::Options {
-        path: config.storage.path.clone(),
-        budget: Arc::new(budget),
-        lock_wait,
-        io_threads: IO_THREADS,
-        shrink_grace: store::Options::SHRINK_GRACE,
-        offline: config.offline,
-        faults,
-    };
-    Store::open(options, Arc::clone(metrics)).await
-}
-
 /// The store of a configuration whose server does not run: for commands. Nobody is waited for.
 pub async fn open_alone(config: &Config) -> Result<Store, StoreError> {
-    open_store(config, &Arc::new(Metrics::new()), None, Duration::ZERO).await
-}
-
-/// Keeps the store in order, and operators informed of its trouble.
-async fn sweep(store: Store, readiness: Readiness, shutdown: Shutdown) {
-    let (mut sweeps, mut probes) = (tokio::time::interval(SWEEP_EVERY), tokio::time::interval(PROBE_EVERY));
-    loop {
-        tokio::select! {
-            _ = sweeps.tick() => store.sweep().await,
-            _ = probes.tick() => store.probe().await,
-            () = shutdown.draining() => return,
-        }
-        readiness.set_degraded("store", store.trouble());
-    }
+    storage::open(config, &Arc::new(Metrics::new()), None, Duration::ZERO).await
 }

@@ -61,7 +61,7 @@ struct State<T> {
 
 /// What changes when a file does: its time, its size, or which file it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Stamp {
+pub struct Stamp {
     changed: (i64, i64),
     size: u64,
     inode: u64,
@@ -165,7 +165,8 @@ impl<T> fmt::Debug for Watched<T> {
 // === impl Stamp ===
 
 impl Stamp {
-    fn of(path: &Path) -> Option<Self> {
+    /// Of the file at `path`, if there is one. Symbolic links are followed.
+    pub fn of(path: &Path) -> Option<Self> {
         let facts = std::fs::metadata(path).ok()?;
         Some(Self { changed: (facts.mtime(), facts.mtime_nsec()), size: facts.len(), inode: facts.ino() })
     }

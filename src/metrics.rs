@@ -41,7 +41,7 @@ pub struct UpstreamRequestLabels {
     pub upstream: String,
     /// `manifest`, `blob`, `tags`, `referrers` or `token`.
     pub kind: &'static str,
-    /// The status code, or `timeout`, `connect`, `tls`, `broken` where there was none.
+    /// The status code (`other` for rare ones), or `timeout`, `connect`, `tls`, `broken` where there was none.
     pub status: String,
 }
 
@@ -115,6 +115,12 @@ impl fmt::Debug for RegistryBox {
         f.write_str("Registry")
     }
 }
+
+/// The statuses of upstreams that have series of their own.
+const KNOWN_STATUSES: [&str; 26] = [
+    "200", "202", "206", "301", "302", "303", "304", "307", "308", "400", "401", "403", "404", "405", "406", "408",
+    "410", "416", "429", "451", "500", "501", "502", "503", "504", "522",
+];
 
 /// What clients ask an upstream's repositories for.
 const CONTENT_KINDS: [&str; 4] = ["manifest", "blob", "tags", "referrers"];
@@ -296,6 +302,12 @@ impl Metrics {
 
     /// Counts one request to an upstream that took `elapsed` to its headers or its failure.
     pub fn upstream_answered(&self, upstream: &str, kind: &'static str, status: &str, elapsed: Duration) {
+        // A hostile upstream could answer with a thousand different numbers.
+        let status = if KNOWN_STATUSES.contains(&status) || !status.starts_with(|c: char| c.is_ascii_digit()) {
+            status
+        } else {
+            "other"
+        };
         let labels = UpstreamRequestLabels { upstream: upstream.to_owned(), kind, status: status.to_owned() };
         self.upstream_requests.get_or_create(&labels).inc();
         self.upstream_seconds.observe(elapsed.as_secs_f64());

@@ -94,8 +94,12 @@ fn source(credential: &config::Credential) -> CredentialSource {
     }
 }
 
-/// The upstreams, with a client for each and a name table that leads to them.
-pub(super) fn upstreams(config: &Config, clients: &Clients) -> Upstreams {
+/// The upstreams, with a client for each (the one that `unchanged` has, or a new one) and a name table that leads to them.
+pub(super) fn upstreams(
+    config: &Config,
+    clients: &Clients,
+    unchanged: impl Fn(&Upstream) -> Option<Arc<upstream::Upstream>>,
+) -> Upstreams {
     let mut names = Names::default();
     let mut entries = Vec::new();
     clients.metrics.declare_upstream("-", &Outcome::LABELS);
@@ -105,7 +109,8 @@ pub(super) fn upstreams(config: &Config, clients: &Clients) -> Upstreams {
         let source = match &upstream.name {
             UpstreamName::Exact(registry) => {
                 names.add(number, registry, &upstream.aliases);
-                Source::One(Arc::new(clients.client(upstream, registry, pace.as_ref())))
+                let client = || Arc::new(clients.client(upstream, registry, pace.as_ref()));
+                Source::One(unchanged(upstream).unwrap_or_else(client))
             }
             UpstreamName::Pattern(pattern) => {
                 names.add_pattern(number, pattern.trim_start_matches('*'));

@@ -12,10 +12,12 @@ mod verify;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::{Config, ConfigErrors, EXIT_CONFIG, Flags, ProcessEnv};
+use crate::app::ConfigSource;
+use crate::config::{Config, ConfigErrors, EXIT_CONFIG, Env as _, Flags, ProcessEnv};
 
 /// A pull-through caching OCI registry mirror that verifies every byte
 #[derive(Debug, Parser)]
@@ -129,6 +131,17 @@ impl Settings {
             offline: self.offline,
             log: self.log.clone(),
             log_format: self.log_format.clone(),
+        }
+    }
+
+    /// The same again, whenever it is asked for.
+    fn source(&self) -> ConfigSource {
+        let file = self.config.clone().or_else(|| ProcessEnv.get("CACHALOT_CONFIG").map(PathBuf::from));
+        let (flags, path) = (self.flags(), self.config.clone());
+        ConfigSource {
+            load: Arc::new(move || crate::config::load(path.as_deref(), &ProcessEnv, &flags)),
+            file,
+            watch: true,
         }
     }
 

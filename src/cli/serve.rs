@@ -3,10 +3,12 @@
 use std::net::SocketAddr;
 use std::process::ExitCode;
 
-use crate::app::{self, Running};
+use sd_notify::NotifyState;
+
+use crate::app::{self, ConfigSource, Running};
 use crate::config::{Certificate, Config, LogFormat};
 use crate::server::listen;
-use crate::telemetry;
+use crate::{tasks, telemetry};
 
 use super::{Settings, block_on, fail, fail_config};
 
@@ -23,24 +25,30 @@ pub(super) fn run(settings: &Settings) -> ExitCode {
     if let Err(error) = telemetry::init(format, &config.log.level) {
         return fail(&error.to_string());
     }
-    block_on(serve(config))
+    block_on(serve(config, settings.source()))
 }
 
-async fn serve(config: Config) -> ExitCode {
+async fn serve(config: Config, source: ConfigSource) -> ExitCode {
     tracing::info!("cachalot {}", env!("CARGO_PKG_VERSION"));
     let limit = listen::raise_descriptor_limit();
     tracing::debug!(?limit, "raised the limit of open files");
-    let running = match app::start(&config).await {
+    let running = match app::start_with(&config, Some(source), None).await {
         Ok(running) => running,
         Err(error) => {
             tracing::error!("could not start: {error}");
             return ExitCode::from(super::EXIT_FAILURE);
         }
     };
-    if let Err(error) = running.shutdown.obey_signals() {
+    if let Err(error) = running.shutdown.obey_signals().and_then(|()| running.obey_hangups()) {
         return fail(&format!("could not listen for signals: {error}"));
     }
     announce(&config, &running);
+    tell_systemd(&[NotifyState::Ready]);
+    let shutdown = running.shutdown.clone();
+    tasks::spawn("stopping", async move {
+        shutdown.draining().await;
+        tell_systemd(&[NotifyState::Stopping]);
+    });
     let cut = running.wait().await;
     if cut > 0 {
         tracing::warn!(cut, "stopped; {cut} connections were cut");
@@ -48,6 +56,13 @@ async fn serve(config: Config) -> ExitCode {
         tracing::info!("stopped; every request had finished");
     }
     ExitCode::SUCCESS
+}
+
+/// Says how things stand to a service manager, if one wants to know (`NOTIFY_SOCKET`).
+fn tell_systemd(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        tracing::warn!(%error, "could not tell the service manager how things stand");
+    }
 }
 
 /// Says where the server listens and how to pull through it.

@@ -34,8 +34,7 @@ pub(super) fn mean(written: Written, mistakes: &Mistakes) -> Config {
     let listen: Vec<_> = listen.into_iter().map(|address| address.value).collect();
     let access = written.access.map(|access| access.mean(&listen, mistakes));
     let admin_users = Users::mean(written.admin_htpasswd, written.admin_tokens_file, mistakes);
-    let admins = written.admins.map(|admins| admins.value).unwrap_or_default();
-    access::report_unknown(&admins, &admin_users, mistakes);
+    access::report_unknown(written.admins.as_ref().map_or(&[], |admins| &admins.value), &admin_users, mistakes);
     Config {
         offline: value_or(written.offline, default.offline),
         server: Server {
@@ -47,16 +46,17 @@ pub(super) fn mean(written: Written, mistakes: &Mistakes) -> Config {
             },
             hosts: hosts(written.hosts, &upstreams, mistakes),
             client_header_timeout: value_or(written.client_header_timeout, default.server.client_header_timeout),
-            max_connections: written
-                .max_connections
-                .map_or(default.server.max_connections, |written| count(written.value)),
+            max_connections: written.max_connections.as_ref().map_or(default.server.max_connections, counted),
+            max_connections_per_address: limited(written.max_connections_per_address.as_ref()),
+            max_misses: written.max_misses.as_ref().map_or(default.server.max_misses, counted),
+            trusted_proxies: values_of(written.trusted_proxies),
             tls: certificate::mean(written.tls, mistakes),
         },
         admin: Admin {
             listen: admin_listen.into_iter().map(|address| address.value).collect(),
             tls: certificate::mean(written.admin_tls, mistakes),
             users: admin_users,
-            admins: admins.into_iter().map(|name| name.value).collect(),
+            admins: values_of(written.admins),
         },
         storage: Storage {
             path: value_or(written.path, default.storage.path),
@@ -119,6 +119,20 @@ fn docker_config(written: Setting<Vec<Located<PathBuf>>>, mistakes: &Mistakes) -
         path
     };
     written.into_iter().flat_map(|list| list.value).map(mean).collect()
+}
+
+/// The members of a list; none where nothing was written.
+fn values_of<T>(written: Setting<Vec<Located<T>>>) -> Vec<T> {
+    written.map_or_else(Vec::new, |list| list.value.into_iter().map(|member| member.value).collect())
+}
+
+fn counted(written: &Located<u32>) -> usize {
+    count(written.value)
+}
+
+/// A limit, where zero is none.
+fn limited(written: Option<&Located<u32>>) -> Option<usize> {
+    written.map(counted).filter(|limit| *limit > 0)
 }
 
 /// A number of things. (`u32` fits `usize` wherever this runs.)

@@ -32,6 +32,8 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ipnet::IpNet;
+
 use crate::oci::RegistryName;
 use crate::secret::Secret;
 
@@ -98,6 +100,12 @@ pub struct Server {
     pub client_header_timeout: Duration,
     /// How many client connections are open at most.
     pub max_connections: usize,
+    /// How many of them from one address; `None` is no limit.
+    pub max_connections_per_address: Option<usize>,
+    /// How many downloads, and how many other questions to upstreams, are under way at most.
+    pub max_misses: usize,
+    /// Proxies that are believed when they say for whom they ask.
+    pub trusted_proxies: Vec<IpNet>,
     /// What it shows clients; empty for plain HTTP.
     pub tls: Vec<Certificate>,
 }
@@ -221,6 +229,19 @@ impl Default for Config {
 }
 
 impl Config {
+    /// The files that it was read from beside its own, and those that listeners show: what is to be watched.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let certificates = self.server.tls.iter().chain(&self.admin.tls);
+        let users = [Some(&self.admin.users), self.access.as_ref().map(|access| &access.users)].into_iter().flatten();
+        // Files of credentials are read again by those who use them.
+        let upstreams = self.upstreams.iter().filter_map(|upstream| upstream.ca_file.clone());
+        certificates
+            .flat_map(|certificate| [certificate.cert.clone(), certificate.key.clone()])
+            .chain(users.flat_map(|users| [users.htpasswd.clone(), users.tokens_file.clone()]).flatten())
+            .chain(upstreams)
+            .collect()
+    }
+
     /// The upstream that serves a registry: the one of that name, else the one with the longest pattern that matches.
     /// Aliases are not looked at.
     pub fn upstream(&self, registry: &RegistryName) -> Option<&Upstream> {
@@ -238,6 +259,9 @@ impl Default for Server {
             hosts: BTreeMap::new(),
             client_header_timeout: Duration::from_secs(10),
             max_connections: 10_000,
+            max_connections_per_address: None,
+            max_misses: 1000,
+            trusted_proxies: Vec::new(),
             tls: Vec::new(),
         }
     }

@@ -69,6 +69,9 @@ pub(super) const SERVER: Schema = Schema {
         key("hosts", "a table of Host headers and the upstreams they stand for"),
         key("client_header_timeout", DURATION),
         key("max_connections", COUNT),
+        key("max_connections_per_address", COUNT),
+        key("max_misses", COUNT),
+        key("trusted_proxies", "a list of networks such as [\"10.0.0.0/8\", \"fd00::/8\"]"),
         key("tls", TLS),
     ],
 };

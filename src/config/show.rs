@@ -33,6 +33,9 @@ impl Display for Shown<'_> {
         writeln!(f, "default_upstream = {}", text(default_upstream))?;
         writeln!(f, "client_header_timeout = {}", text(&duration_text(server.client_header_timeout)))?;
         writeln!(f, "max_connections = {}", server.max_connections)?;
+        writeln!(f, "max_connections_per_address = {}", server.max_connections_per_address.unwrap_or_default())?;
+        writeln!(f, "max_misses = {}", server.max_misses)?;
+        writeln!(f, "trusted_proxies = {}", list(&server.trusted_proxies))?;
         show_tls(f, &server.tls)?;
         if !server.hosts.is_empty() {
             writeln!(f, "\n[server.hosts]")?;

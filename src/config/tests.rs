@@ -83,6 +83,9 @@ fn everything_that_can_be_written_is_meant() {
     assert_eq!(config.server.registry_of_host("own.corp:99").unwrap().as_str(), "registry.corp:5000");
     assert_eq!(config.server.registry_of_host("own.corp"), None);
     assert_eq!(config.server.max_connections, 7);
+    assert_eq!((config.server.max_connections_per_address, config.server.max_misses), (Some(8), 9));
+    assert_eq!(config.server.trusted_proxies, ["10.0.0.0/8".parse().unwrap(), "::1/128".parse().unwrap()]);
+    assert_eq!(config.files().len(), 11);
     assert_eq!(config.admin.listen, []);
     assert_eq!(config.storage.path, Path::new("/data"));
     assert_eq!(config.storage.capacity, Capacity::Percent(80));
@@ -148,6 +151,9 @@ server.listen = ["0.0.0.0:80", "[::1]:81"]
 server.default_upstream = "mirror/corp"
 server.hosts = { "HUB.mirror.corp" = "index.docker.io", "own.corp:99" = "corp" }
 server.max_connections = 7
+server.max_connections_per_address = 8
+server.max_misses = 9
+server.trusted_proxies = ["10.0.0.0/8", "::1"]
 server.tls = [{ cert = "/secrets/a.crt", key = "/secrets/a.key" }, { cert = "/secrets/b.crt", key = "/secrets/b.key" }]
 admin.listen = []
 admin.htpasswd = "/secrets/admin.htpasswd"

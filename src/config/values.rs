@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use url::Url;
 
 use super::mistake::{most_like, quoted};
@@ -138,6 +139,14 @@ pub(super) fn socket_address(text: &str) -> Result<SocketAddr, String> {
             quoted(text)
         )),
     }
+}
+
+/// A network, or one address.
+pub(super) fn network(text: &str) -> Result<IpNet, String> {
+    let address = || text.parse::<IpAddr>().map(IpNet::from);
+    text.parse()
+        .or_else(|_| address())
+        .map_err(|_| format!("{} is neither a network such as \"10.0.0.0/8\" nor an address", quoted(text)))
 }
 
 /// The address of a registry: `http://` or `https://`, a host, maybe a port. The error never repeats a password.

@@ -5,6 +5,8 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ipnet::IpNet;
+
 use super::access::WrittenAccess;
 use super::certificate::{self, WrittenCertificate};
 use super::credential::WrittenCredential;
@@ -29,6 +31,9 @@ pub(super) struct Written {
     pub(super) hosts: Vec<(Located<String>, Located<String>)>,
     pub(super) client_header_timeout: Setting<Duration>,
     pub(super) max_connections: Setting<u32>,
+    pub(super) max_connections_per_address: Setting<u32>,
+    pub(super) max_misses: Setting<u32>,
+    pub(super) trusted_proxies: Setting<Vec<Located<IpNet>>>,
     pub(super) tls: Setting<Vec<WrittenCertificate>>,
     pub(super) admin_tls: Setting<Vec<WrittenCertificate>>,
     pub(super) admin_htpasswd: Setting<PathBuf>,
@@ -174,6 +179,10 @@ impl Written {
         self.hosts = hosts.into_iter().flatten().filter_map(host).collect();
         self.client_header_timeout = server.take("client_header_timeout").and_then(|entry| duration(entry, &TIMEOUT));
         self.max_connections = server.take("max_connections").and_then(|entry| entry.number(1..=1_000_000));
+        let per_address = server.take("max_connections_per_address");
+        self.max_connections_per_address = per_address.and_then(|entry| entry.number(0..=1_000_000));
+        self.max_misses = server.take("max_misses").and_then(|entry| entry.number(1..=1_000_000));
+        self.trusted_proxies = server.take("trusted_proxies").and_then(|entry| many(entry, values::network));
         self.tls = server.take("tls").and_then(certificate::read);
         server.finish();
     }

@@ -7,6 +7,7 @@ use std::time::Instant;
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
+use crate::audit;
 use crate::metrics::Metrics;
 use crate::oci::range::ByteRange;
 use crate::oci::{Digest, RegistryName};
@@ -255,6 +256,9 @@ impl Fill {
                 );
             }
             Err(error) => {
+                if matches!(error, FillError::Mismatch { .. }) {
+                    audit::decided("wrong content refused", &format!("{digest} from {registry}"), error);
+                }
                 tracing::warn!(
                     registry,
                     digest,

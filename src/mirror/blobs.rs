@@ -253,6 +253,8 @@ impl Mirror {
         // upstream answers.
         if self.0.fills.knows(&key) {
             self.prove(target, digest, link).await?;
+        } else if self.0.fills.len() >= self.0.settings.misses_max {
+            return Err(MirrorError::overloaded());
         }
         let expected_bytes = match link {
             Link::Proven { size_bytes } => *size_bytes,

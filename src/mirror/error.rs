@@ -43,6 +43,8 @@ pub enum MirrorErrorKind {
     Timeout,
     /// Upstream answered with something that can't be used: wrong content, HTML, too much.
     Unusable,
+    /// As much is under way as may be; what is held is served all the same.
+    Overloaded,
     /// Our own fault: the server is stopping, or a task died.
     Internal,
 }
@@ -56,6 +58,11 @@ impl MirrorError {
 
     pub(super) fn died(task: &str) -> Self {
         Self::new(MirrorErrorKind::Internal, format!("the mirror's {task} task ended unexpectedly; its log says why"))
+    }
+
+    pub(super) fn overloaded() -> Self {
+        let message = "this mirror asks its upstreams for as much as server.max_misses allows; try again in a moment";
+        Self::new(MirrorErrorKind::Overloaded, message)
     }
 
     pub(super) fn stopping() -> Self {

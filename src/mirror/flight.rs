@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::hash::Hash;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
@@ -24,10 +25,12 @@ pub(super) struct Flights<K, T> {
 }
 
 /// What all flights of a mirror obey: nothing may go on once the store is closed.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(super) struct Tower {
     flying: TaskTracker,
     stop: CancellationToken,
+    /// How many there may be.
+    limit: Arc<AtomicUsize>,
 }
 
 type Table<K, T> = HashMap<K, Shared<BoxFuture<'static, Result<T, MirrorError>>>>;
@@ -54,6 +57,8 @@ where
             let mut table = self.table.lock();
             if let Some(flight) = table.get(&key) {
                 (flight.clone(), true)
+            } else if self.tower.is_full() {
+                return (Err(MirrorError::overloaded()), false);
             } else {
                 let entry = Entry { table: Arc::clone(&self.table), key: key.clone() };
                 let stop = self.tower.stop.clone();
@@ -83,7 +88,23 @@ impl<K, T> fmt::Debug for Flights<K, T> {
 
 // === impl Tower ===
 
+impl Default for Tower {
+    fn default() -> Self {
+        let limit = Arc::new(AtomicUsize::new(usize::MAX));
+        Self { flying: TaskTracker::new(), stop: CancellationToken::new(), limit }
+    }
+}
+
 impl Tower {
+    /// Allows so many flights at a time from now on. Whoever would start another is told to come back.
+    pub(super) fn set_limit(&self, limit: usize) {
+        self.limit.store(limit, Ordering::Relaxed);
+    }
+
+    fn is_full(&self) -> bool {
+        self.flying.len() >= self.limit.load(Ordering::Relaxed)
+    }
+
     /// Ends all flights, those that come later too, and waits until they have ended.
     pub(super) async fn stop(&self) {
         self.stop.cancel();
@@ -137,6 +158,28 @@ mod tests {
         let (result, _) = flights.run("test", "key", async { panic!("as planned") }.boxed()).await;
         assert!(result.is_err());
         assert!(flights.table.lock().is_empty());
+    }
+
+    #[tokio::test]
+    async fn beyond_the_limit_nothing_starts_and_everyone_may_join() {
+        let tower = Tower::default();
+        tower.set_limit(1);
+        let flights = Flights::<&str, u32>::new(&tower);
+        let (open, gate) = oneshot::channel();
+        let leader = flights.run("test", "one", async { gate.await.map_err(|_| MirrorError::died("")) }.boxed());
+        let others = async {
+            let (refused, joined) = flights.run("test", "other", async { Ok(0) }.boxed()).await;
+            assert!(!joined);
+            let follower = flights.run("test", "one", async { Ok(0) }.boxed());
+            open.send(7).unwrap();
+            (refused, follower.await)
+        };
+        let (led, (refused, followed)) = tokio::join!(leader, others);
+        assert!(matches!((led, followed), ((Ok(7), false), (Ok(7), true))));
+        assert_eq!(refused.unwrap_err().kind, super::super::MirrorErrorKind::Overloaded);
+        tower.flying.close();
+        tower.flying.wait().await;
+        assert!(matches!(flights.run("test", "other", async { Ok(8) }.boxed()).await, (Ok(8), false)));
     }
 
     #[tokio::test]

@@ -60,6 +60,8 @@ pub struct Settings {
     pub instance: Instance,
     /// Even a range in the middle of a blob that is being filled waits for the digest.
     pub ranges_wait_for_verified: bool,
+    /// How many downloads, and how many other questions to upstreams, are under way at most.
+    pub misses_max: usize,
 }
 
 /// The mirror: everything between a parsed request and an answer. Cheap to clone.
@@ -75,8 +77,8 @@ struct Inner {
     fills: Fills,
     metrics: Arc<Metrics>,
     rights: Rights,
-    outages: Outages,
-    refused_names: RefusedNames,
+    outages: Arc<Outages>,
+    refused_names: Arc<RefusedNames>,
     /// What upstream said it does not have.
     missing: moka::sync::Cache<(Repository, Wanted), MirrorError>,
     /// Tags whose last check failed, for as long as upstream is left alone.
@@ -152,7 +154,32 @@ where
 impl Mirror {
     /// Connects the parts.
     pub fn new(settings: Settings, upstreams: Upstreams, store: Store, fills: Fills, metrics: Arc<Metrics>) -> Self {
-        let tower = Tower::default();
+        Self::build(settings, upstreams, (store, fills, metrics), Tower::default(), Arc::default(), Arc::default())
+    }
+
+    /// A mirror with other settings and upstreams over the same store, for requests that begin from now on. It goes on with
+    /// what is known of upstreams' outages, and stopping it stops both.
+    #[must_use]
+    pub fn succeeded_by(&self, settings: Settings, upstreams: Upstreams) -> Self {
+        let Inner { store, fills, metrics, tower, outages, refused_names, .. } = &*self.0;
+        let parts = (store.clone(), fills.clone(), Arc::clone(metrics));
+        Self::build(settings, upstreams, parts, tower.clone(), Arc::clone(outages), Arc::clone(refused_names))
+    }
+
+    /// The way to talk to the upstream of a configured name, if there is one for the whole of it.
+    pub fn client_called(&self, label: &str) -> Option<Arc<crate::upstream::Upstream>> {
+        self.0.upstreams.client_called(label)
+    }
+
+    fn build(
+        settings: Settings,
+        upstreams: Upstreams,
+        (store, fills, metrics): (Store, Fills, Arc<Metrics>),
+        tower: Tower,
+        outages: Arc<Outages>,
+        refused_names: Arc<RefusedNames>,
+    ) -> Self {
+        tower.set_limit(settings.misses_max);
         Self(Arc::new(Inner {
             any_credentials: upstreams.any_credentials(),
             missing: moka::sync::Cache::builder().max_capacity(MISSING_MAX).time_to_live(settings.negative_ttl).build(),
@@ -164,8 +191,8 @@ impl Mirror {
                 .weigher(|_, list: &Arc<ListRecord>| u32::try_from(list.body.len() + 512).unwrap_or(u32::MAX))
                 .build(),
             rights: Rights::new(),
-            outages: Outages::default(),
-            refused_names: RefusedNames::default(),
+            outages,
+            refused_names,
             manifests: Flights::new(&tower),
             tags: Flights::new(&tower),
             looks: Flights::new(&tower),

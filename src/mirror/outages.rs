@@ -41,7 +41,7 @@ fn is_trouble(error: &MirrorError) -> Option<bool> {
         | MirrorErrorKind::UnknownBlob
         | MirrorErrorKind::Denied => Some(false),
         // It never came to asking, or nobody knows what upstream said.
-        MirrorErrorKind::InvalidName | MirrorErrorKind::Internal => None,
+        MirrorErrorKind::InvalidName | MirrorErrorKind::Overloaded | MirrorErrorKind::Internal => None,
     }
 }
 

@@ -107,6 +107,15 @@ impl Upstreams {
         self.entries.iter().map(|entry| (Arc::clone(&entry.policy.label), entry.policy.endpoints.clone()))
     }
 
+    /// The client of a configured name, if there is one for the whole of it.
+    pub(super) fn client_called(&self, label: &str) -> Option<Arc<Upstream>> {
+        let entry = self.entries.iter().find(|entry| *entry.policy.label == *label)?;
+        match &entry.source {
+            Source::One(client) => Some(Arc::clone(client)),
+            Source::Pattern(_) => None,
+        }
+    }
+
     /// Whether any upstream is opened with a credential.
     pub fn any_credentials(&self) -> bool {
         self.entries.iter().any(|entry| matches!(&entry.source, Source::One(client) if client.has_credentials()))

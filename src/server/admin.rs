@@ -1,4 +1,4 @@
-//! The admin listener's routes: liveness, readiness, metrics, the API.
+//! The admin listener's routes: liveness, readiness, metrics, the API, the dashboard.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 use crate::metrics::Metrics;
 
 use super::api::Api;
+use super::dashboard;
 
 /// Whether clients can be served, shared by those who know and those who ask. Starts as *starting*.
 #[derive(Clone, Debug, Default)]
@@ -36,11 +37,12 @@ enum Stage {
 /// What prometheus-client writes.
 const METRICS_CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// `/livez`, `/readyz`, `/metrics` and the API; `/` lists them, anything else is 404.
-pub fn router(metrics: Arc<Metrics>, readiness: Readiness, api: &Api) -> Router {
+/// `/livez`, `/readyz` and `/metrics` for all, the API and the dashboard at `/` for those who are known; anything else is
+/// 404. `mirror` is the address that clients pull from, or empty.
+pub fn router(metrics: Arc<Metrics>, readiness: Readiness, api: &Api, mirror: &str) -> Router {
     Router::new()
         .merge(api.router())
-        .route("/", get(|| async { "/livez\n/readyz\n/metrics\n/api/v1/openapi.json\n" }))
+        .merge(dashboard::router(api, mirror))
         .route("/livez", get(|| async { "ok\n" }))
         .route("/readyz", get(readyz).with_state(readiness))
         .route("/metrics", get(render).with_state(metrics))
@@ -141,7 +143,7 @@ mod tests {
     #[tokio::test]
     async fn readiness_follows_the_stages_and_degradation_stays_200() {
         let readiness = Readiness::starting();
-        let router = router(Arc::new(Metrics::new()), readiness.clone(), &api());
+        let router = router(Arc::new(Metrics::new()), readiness.clone(), &api(), "");
         let ready = async || {
             let (status, _, body) = ask(&router, "/readyz").await;
             (status, body)
@@ -164,13 +166,10 @@ mod tests {
 
     #[tokio::test]
     async fn metrics_are_openmetrics_text_and_other_paths_are_404() {
-        let router = router(Arc::new(Metrics::new()), Readiness::starting(), &api());
+        let router = router(Arc::new(Metrics::new()), Readiness::starting(), &api(), "");
         let (status, content_type, body) = ask(&router, "/metrics").await;
         assert_eq!((status, content_type.as_str()), (200, METRICS_CONTENT_TYPE));
         assert!(body.contains("cachalot_connections 0\n") && body.ends_with("# EOF\n"), "{body}");
-        let (status, content_type, body) = ask(&router, "/").await;
-        assert_eq!((status, body.as_str()), (200, "/livez\n/readyz\n/metrics\n/api/v1/openapi.json\n"));
-        assert!(content_type.starts_with("text/plain"), "{content_type}");
         for path in ["/v2/", "/api/v2/", "/metrics/x"] {
             assert_eq!(ask(&router, path).await.0, 404, "{path}");
         }

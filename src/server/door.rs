@@ -1,5 +1,6 @@
 //! The door of the registry: clients say who they are, and rules say what they may read.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use http::header::WWW_AUTHENTICATE;
@@ -10,7 +11,7 @@ use crate::audit;
 use crate::mirror::Target;
 use crate::oci::error::ErrorCode;
 
-use super::auth::{Admission, Identity, Readers, Refusal};
+use super::auth::{Admission, Identity, Refusal};
 use super::connection::ConnectionInfo;
 use super::error::ErrorResponse;
 use super::router::Edge;
@@ -22,10 +23,17 @@ const CHALLENGE: HeaderValue = HeaderValue::from_static("Basic realm=\"cachalot\
 const BUSY_PAUSE: Duration = Duration::from_secs(2);
 
 /// Who asks; `None` where that is of no interest, because everyone may read.
-pub(super) async fn identify(edge: &Edge, request: &Parts) -> Result<Option<Identity>, ErrorResponse> {
-    let info = request.extensions.get::<ConnectionInfo>();
-    let Some((readers, info)) = readers(edge, info) else { return Ok(None) };
-    match edge.checks.identify(readers.known(), &request.headers, info.peer.ip()).await {
+pub(super) async fn identify(
+    edge: &Edge,
+    request: &Parts,
+    from: Option<(ConnectionInfo, IpAddr)>,
+) -> Result<Option<Identity>, ErrorResponse> {
+    // Without a connection there is nobody to refuse: handlers are called so only by tests.
+    let (Some(readers), Some((info, client))) = (edge.readers.as_deref(), from) else { return Ok(None) };
+    if readers.is_exempt(info.local) {
+        return Ok(None);
+    }
+    match edge.checks.identify(readers.known(), &request.headers, client).await {
         Ok(identity) => Ok(Some(identity)),
         Err(Refusal::Busy) => {
             let message = "too many passwords are being checked; try again in a moment";
@@ -33,7 +41,7 @@ pub(super) async fn identify(edge: &Edge, request: &Parts) -> Result<Option<Iden
                 .retry_after(BUSY_PAUSE))
         }
         Err(Refusal::Wrong) => {
-            audit::decided("login refused", &info.peer.to_string(), &"the name, password or token is wrong");
+            audit::decided("login refused", &client.to_string(), &"the name, password or token is wrong");
             Err(unauthorized("the name, password or token is wrong"))
         }
         Err(Refusal::TooOften) => Err(unauthorized("wrong passwords came too often from here; try again in a minute")),
@@ -67,12 +75,6 @@ pub(super) fn admit(edge: &Edge, reader: Option<&Identity>, target: &mut Target)
         }
     }
     Ok(())
-}
-
-fn readers<'a>(edge: &'a Edge, info: Option<&ConnectionInfo>) -> Option<(&'a Readers, ConnectionInfo)> {
-    // Without a connection there is nobody to refuse: handlers are called so only by tests.
-    let (readers, info) = (edge.readers.as_deref()?, *info?);
-    (!readers.is_exempt(info.local)).then_some((readers, info))
 }
 
 fn login() -> ErrorResponse {

@@ -107,7 +107,9 @@ impl From<MirrorError> for ErrorResponse {
             MirrorErrorKind::UnknownManifest => (StatusCode::NOT_FOUND, ErrorCode::ManifestUnknown),
             MirrorErrorKind::UnknownBlob => (StatusCode::NOT_FOUND, ErrorCode::BlobUnknown),
             MirrorErrorKind::Denied => (StatusCode::FORBIDDEN, ErrorCode::Denied),
-            MirrorErrorKind::RateLimited { .. } => (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::TooManyRequests),
+            MirrorErrorKind::RateLimited { .. } | MirrorErrorKind::Overloaded => {
+                (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::TooManyRequests)
+            }
             MirrorErrorKind::Unavailable | MirrorErrorKind::Unusable => {
                 (StatusCode::BAD_GATEWAY, ErrorCode::Unavailable)
             }
@@ -119,6 +121,7 @@ impl From<MirrorError> for ErrorResponse {
             MirrorErrorKind::RateLimited { retry_after } => {
                 response.retry_after(retry_after.unwrap_or(RATE_LIMIT_PAUSE))
             }
+            MirrorErrorKind::Overloaded => response.retry_after(OVERLOAD_PAUSE),
             _ => response,
         }
     }
@@ -126,6 +129,9 @@ impl From<MirrorError> for ErrorResponse {
 
 /// When to come back after an upstream's limit, where upstream did not say.
 const RATE_LIMIT_PAUSE: Duration = Duration::from_mins(1);
+
+/// When to come back while too much is asked of upstreams at once.
+const OVERLOAD_PAUSE: Duration = Duration::from_secs(2);
 
 /// The same for HEAD as for GET: the edge sends the headers, the length among them, and leaves the body out.
 impl IntoResponse for ErrorResponse {

@@ -10,6 +10,7 @@ use axum::response::{IntoResponse, Response};
 use http::header::{ALLOW, CONTENT_LENGTH, CONTENT_TYPE, HOST, VIA};
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use ipnet::IpNet;
 use parking_lot::RwLock;
 use tokio::time::timeout;
 
@@ -19,9 +20,10 @@ use crate::oci::route::{self, Endpoint, Route};
 
 use super::access_log::{self, Logged, Recorder};
 use super::auth::{Checks, Identity, Readers};
+use super::connection::ConnectionInfo;
 use super::error::ErrorResponse;
 use super::stream::AbortHandle;
-use super::{blobs, door, lists, manifests};
+use super::{blobs, door, lists, manifests, proxies};
 
 /// What handlers need.
 #[derive(Clone, Debug)]
@@ -34,6 +36,8 @@ pub struct Edge {
     pub readers: Option<Arc<Readers>>,
     /// Proves names.
     pub checks: Checks,
+    /// Proxies that are believed when they say for whom they ask.
+    pub trusted_proxies: Vec<IpNet>,
 }
 
 /// What handlers need, once it is there; changed by a reload. Cheap to clone.
@@ -125,7 +129,10 @@ async fn answer(edge: &Edge, request: &Parts, logged: &mut Logged) -> Answer {
     if let Some(refused) = refuse_method(&request.method, &route) {
         return refused;
     }
-    let reader = door::identify(edge, request).await?;
+    let info = request.extensions.get::<ConnectionInfo>().copied();
+    let client = info.map(|info| proxies::client(&edge.trusted_proxies, info.peer.ip(), &request.headers));
+    logged.client = client;
+    let reader = door::identify(edge, request, info.zip(client)).await?;
     if let Some(Identity::User(name)) = &reader {
         logged.user = Some(Arc::clone(name));
     }

@@ -31,6 +31,13 @@ pub struct Tls {
     certificates: Arc<Certificates>,
 }
 
+/// Certificates that were read again.
+#[derive(Debug)]
+pub struct NewCertificates {
+    certificates: Arc<Certificates>,
+    held: Vec<Arc<CertifiedKey>>,
+}
+
 /// A certificate can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
@@ -90,11 +97,10 @@ impl Tls {
         Ok(Self { config: Arc::new(config), certificates })
     }
 
-    /// Reads all files again. With an error nothing changes; connections that are open go on in any case.
-    pub fn read_again(&self) -> Result<(), TlsError> {
+    /// Reads all files again, without showing what they hold yet.
+    pub fn read_again(&self) -> Result<NewCertificates, TlsError> {
         let held = read_all(&self.certificates.files, self.config.crypto_provider())?;
-        *self.certificates.held.write() = held;
-        Ok(())
+        Ok(NewCertificates { certificates: Arc::clone(&self.certificates), held })
     }
 
     pub(super) fn acceptor(&self) -> TlsAcceptor {
@@ -135,6 +141,18 @@ fn read_one(files: &CertificateFiles, provider: &CryptoProvider) -> Result<Certi
 fn is_for(key: &CertifiedKey, name: &ServerName<'_>) -> bool {
     let parsed = key.end_entity_cert().and_then(ParsedCertificate::try_from);
     parsed.is_ok_and(|certificate| verify_server_name(&certificate, name).is_ok())
+}
+
+// === impl NewCertificates ===
+
+impl NewCertificates {
+    /// Shows them from now on; connections that are open go on. Whether any is another than before.
+    pub fn put_into_force(self) -> bool {
+        let mut held = self.certificates.held.write();
+        let changed = held.iter().zip(&self.held).any(|(old, new)| old.cert != new.cert);
+        *held = self.held;
+        changed
+    }
 }
 
 // === impl Certificates ===

@@ -111,6 +111,12 @@ impl<H> Index<H> {
         }
     }
 
+    /// Another capacity. What is held beyond it counts as found: it goes when it may.
+    pub(super) fn set_capacity(&mut self, capacity: u64) {
+        self.capacity = capacity;
+        self.ceiling = if self.total() > capacity { self.total() } else { 0 };
+    }
+
     fn present(&self, digest: &Digest) -> Option<&Entry<H>> {
         self.entries.get(digest).filter(|entry| entry.state == State::Present)
     }

@@ -26,6 +26,7 @@ use crate::tasks;
 
 mod audit;
 mod blob;
+mod budget;
 mod buffers;
 mod catalog;
 mod checkpoint;
@@ -166,8 +167,9 @@ struct Shared {
     io: Arc<Io>,
     ledger: Arc<Ledger>,
     metrics: Arc<Metrics>,
-    budget: Budget,
-    grace_until: Option<Instant>,
+    budget: RwLock<Budget>,
+    grace_until: Mutex<Option<Instant>>,
+    shrink_grace: Duration,
     offline: bool,
     /// Whoever creates, replaces or removes a blob's file holds its digest's lock.
     blob_locks: Stripes,
@@ -256,8 +258,9 @@ impl Store {
             io,
             ledger: Ledger::new(index, metrics.clone()),
             metrics,
-            budget,
-            grace_until,
+            budget: RwLock::new(budget),
+            grace_until: Mutex::new(grace_until),
+            shrink_grace: options.shrink_grace,
             offline: options.offline,
             blob_locks: Stripes::new(),
             record_locks: Stripes::new(),

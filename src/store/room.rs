@@ -75,14 +75,15 @@ impl Shared {
         let (disk, path) = (self.io.disk.clone(), self.layout.base().to_owned());
         let space = self.io.reading.run(move || disk.space(&path)).await;
         let space = space.map_err(|error| NoRoom::Unknown(Box::new(error)))?;
-        if let Some(free) = space.free_inodes.filter(|free| *free <= self.budget.min_free_inodes) {
-            return Err(NoRoom::Disk { needed_bytes, what: "inodes", free, floor: self.budget.min_free_inodes });
+        let budget = *self.budget.read();
+        if let Some(free) = space.free_inodes.filter(|free| *free <= budget.min_free_inodes) {
+            return Err(NoRoom::Disk { needed_bytes, what: "inodes", free, floor: budget.min_free_inodes });
         }
         let free = space.free_bytes.saturating_sub(self.ledger.unwritten());
-        let short = self.budget.min_free_bytes.saturating_sub(free);
+        let short = budget.min_free_bytes.saturating_sub(free);
         // Where others fill the disk, each new blob may take the place of old ones, but the cache doesn't vanish.
         if short > needed_bytes.max(self.low_mark()) {
-            return Err(NoRoom::Disk { needed_bytes, what: "bytes", free, floor: self.budget.min_free_bytes });
+            return Err(NoRoom::Disk { needed_bytes, what: "bytes", free, floor: budget.min_free_bytes });
         }
         Ok(short)
     }
@@ -123,7 +124,7 @@ impl Shared {
 
     /// Whether more was found at boot than the capacity allows, and nothing is to be evicted for that yet, or ever.
     pub(super) fn is_in_grace(&self) -> bool {
-        let waits = self.offline || self.grace_until.is_some_and(|until| Instant::now() < until);
+        let waits = self.offline || self.grace_until.lock().is_some_and(|until| Instant::now() < until);
         waits && self.ledger.read().excess() > 0
     }
 

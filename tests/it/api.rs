@@ -86,6 +86,7 @@ async fn every_answer_is_what_the_description_says() {
     let mirror = Mirror::of(&registry).await;
     mirror.pull("library/app", "v1", &image).await;
     assert_eq!(mirror.get("/v2/library/app/manifests/1?ns=nowhere.example").await.status(), 404);
+    mirror.idle().await;
     let gate = registry.gate_body(On::blob(&large.digest).once(), 2 << 20);
     let mut client = mirror.connect().await;
     client.send(&Request::get(blob("library/app", &large.digest))).await;
@@ -127,10 +128,13 @@ async fn what_happens_is_shown() {
     registry.put_blob("library/app", &large);
     let mirror = Mirror::of(&registry).await;
     mirror.pull("library/app", "v1", &image).await;
+    // Else the second joins what the first has not ended, which is no hit.
+    mirror.idle().await;
     mirror.pull("library/app", "v1", &image).await;
     for _ in 0..2 {
         assert_eq!(mirror.get("/v2/library/app/manifests/1?ns=nowhere.example").await.status(), 404);
     }
+    mirror.idle().await;
     let gate = registry.gate_body(On::blob(&large.digest).once(), 2 << 20);
     let mut client = mirror.connect().await;
     client.send(&Request::get(blob("library/app", &large.digest))).await;

@@ -32,7 +32,7 @@ const MAY_USE: [(&str, &[&str]); 22] = [
 ];
 
 /// Where foreign crates, and parts of the standard library, may be used.
-const HOMES: [(&str, &[&str]); 23] = [
+const HOMES: [(&str, &[&str]); 24] = [
     ("indicatif", &["cli/"]),
     ("axum", &["server/", "demo/"]),
     ("hyper", &["server/", "demo/"]),
@@ -44,6 +44,7 @@ const HOMES: [(&str, &[&str]); 23] = [
     ("rustls", &["upstream/", "server/"]),
     ("tokio_rustls", &["server/"]),
     ("bcrypt", &["server/auth/"]),
+    ("sd_notify", &["cli/serve.rs"]),
     ("base64", &["server/auth/", "upstream/"]),
     ("rustls_native_certs", &["upstream/"]),
     ("webpki_roots", &["upstream/"]),

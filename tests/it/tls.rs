@@ -105,3 +105,31 @@ async fn images_are_pulled_by_tls_and_names_get_their_own_certificates() {
     assert!(!answer.starts_with(b"HTTP"), "{answer:?}");
     mirror.finish().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_changed_certificate_is_shown_and_connections_go_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let old = certify(folder.path(), "one", "mirror.corp");
+    let registry = Registry::start().await;
+    let image = Image::new(1, &[2000]);
+    registry.put_image("library/app", "v1", &image);
+    let builder = Mirror::builder().upstream("docker.io", &registry);
+    let mirror = builder.set("server", "tls", &files(folder.path(), "one")).start().await;
+    let mut open = connect(mirror.addr(), &old, "mirror.corp").await.unwrap();
+    let new = certify(folder.path(), "one", "mirror.corp");
+    let reload = crate::support::client::Request::new("POST", "/api/v1/reload");
+    let reloaded = mirror.send_admin(&reload).await;
+    assert_eq!(reloaded.status(), 200, "{}", reloaded.text());
+    assert_eq!(reloaded.json()["changed"], serde_json::json!(["certificates"]));
+    connect(mirror.addr(), &old, "mirror.corp").await.unwrap_err();
+    get(mirror.addr(), &new, "mirror.corp", &manifest("library/app", "v1")).await;
+    open.write_all(b"GET /v2/ HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    within("the answer", open.read_to_string(&mut answer)).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    // A certificate that does not fit its key changes nothing.
+    std::fs::write(folder.path().join("one.key"), "nonsense").unwrap();
+    assert_eq!(mirror.send_admin(&reload).await.status(), 409);
+    get(mirror.addr(), &new, "mirror.corp", "/v2/").await;
+    mirror.finish().await;
+}

@@ -37,6 +37,7 @@ pub(crate) struct Site {
     folder: TempDir,
     registries: Vec<Registry>,
     disk: Disk,
+    watch: bool,
 }
 
 /// What is between the store and its real files.
@@ -62,6 +63,7 @@ pub(crate) struct Builder {
     sections: BTreeMap<String, BTreeMap<String, String>>,
     registries: Vec<Registry>,
     disk: Disk,
+    watch: bool,
 }
 
 /// The path of a manifest of `docker.io`, as containerd asks for it.
@@ -115,6 +117,12 @@ impl Builder {
         self
     }
 
+    /// Notices by itself when its files change.
+    pub(crate) fn watch(mut self) -> Self {
+        self.watch = true;
+        self
+    }
+
     /// Listens on `[::1]`.
     pub(crate) fn v6(self) -> Self {
         self.set("server", "listen", "\"[::1]:0\"").set("admin", "listen", "\"[::1]:0\"")
@@ -132,7 +140,7 @@ impl Builder {
             }
         }
         std::fs::write(folder.path().join("cachalot.toml"), text).unwrap();
-        Site { folder, registries: written.registries, disk: written.disk }.start().await
+        Site { folder, registries: written.registries, disk: written.disk, watch: written.watch }.start().await
     }
 }
 
@@ -151,7 +159,7 @@ impl Site {
                 Some(disk)
             }
         };
-        let started = within("the mirror starts", Server::start(&config, faults)).await;
+        let started = within("the mirror starts", Server::start(&config, faults, self.watch)).await;
         let server = started.unwrap_or_else(|error| panic!("the mirror does not start: {error}"));
         let addr = server.listen();
         let admin = server.admin();
@@ -280,7 +288,7 @@ impl Faults for FailingDisk {
 impl Mirror {
     /// A mirror with room for all that tests hold, on an address of its own.
     pub(crate) fn builder() -> Builder {
-        Builder { sections: BTreeMap::new(), registries: Vec::new(), disk: Disk::Real }
+        Builder { sections: BTreeMap::new(), registries: Vec::new(), disk: Disk::Real, watch: false }
             .set("server", "listen", "\"127.0.0.1:0\"")
             .set("admin", "listen", "\"127.0.0.1:0\"")
             .set("storage", "min_free", "\"1MiB\"")

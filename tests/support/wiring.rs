@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
-use cachalot::app::{self, Running};
+use cachalot::app::{self, ConfigSource, Running};
 use cachalot::config::{self, Env, Flags};
 use cachalot::store::Faults;
 
@@ -51,9 +51,19 @@ impl Holdings {
 
 impl Server {
     /// Reads the configuration file as `serve --config` does, and starts.
-    pub(crate) async fn start(config_file: &Path, faults: Option<Arc<dyn Faults>>) -> Result<Self, String> {
+    pub(crate) async fn start(
+        config_file: &Path,
+        faults: Option<Arc<dyn Faults>>,
+        watch: bool,
+    ) -> Result<Self, String> {
         let config = config::load(Some(config_file), &Nothing, &Flags::default()).map_err(|error| error.to_string())?;
-        app::start_with(&config, faults).await.map(Self).map_err(|error| error.to_string())
+        let file = config_file.to_owned();
+        let load = Arc::new({
+            let file = file.clone();
+            move || config::load(Some(&file), &Nothing, &Flags::default())
+        });
+        let source = ConfigSource { load, file: Some(file), watch };
+        app::start_with(&config, Some(source), faults).await.map(Self).map_err(|error| error.to_string())
     }
 
     /// Where clients connect.

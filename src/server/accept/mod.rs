@@ -1,5 +1,7 @@
 //! The accept loop: limits on connections, patience when descriptors run out, and the drain at the end.
 
+mod places;
+
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
@@ -30,15 +32,19 @@ use crate::oci::error::ErrorCode;
 use crate::shutdown::Shutdown;
 use crate::tasks;
 
+pub use places::{PlaceLimits, Places};
+
+use places::Place;
+
 /// What a listener admits.
 ///
-/// A connection beyond `connections_max` gets its first request answered with 503 and `Retry-After`, and is closed:
+/// A connection for which there is no place gets its first request answered with 503 and `Retry-After`, and is closed:
 /// clients then go to their next host at once, where a connection left in the backlog would cost them 30 s or more.
 /// Of those, there are `refusals_max` at a time; a connection beyond that is closed unheard.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Limits {
-    /// How many connections are served at a time.
-    pub connections_max: usize,
+    /// The places for connections, which other listeners may share.
+    pub places: Places,
     /// How many connections are being told 503 at a time.
     pub refusals_max: usize,
     /// How long to wait when accept fails for want of descriptors or memory.
@@ -76,15 +82,20 @@ struct Acceptor {
     draining: CancellationToken,
     /// Cancelled when the grace period ends.
     cut: CancellationToken,
-    places: Arc<Semaphore>,
     refusal_places: Arc<Semaphore>,
     tracker: TaskTracker,
+}
+
+/// What lets a connection be: a place, or one of the few for those who are told that there is none.
+enum Held {
+    Place { _place: Place },
+    Refusal { _permit: OwnedSemaphorePermit },
 }
 
 /// Counts a connection as long as it lives.
 struct Counted {
     metrics: Arc<Metrics>,
-    _place: OwnedSemaphorePermit,
+    _place: Held,
 }
 
 /// Serves `app` on `listener`, by TLS if there is `tls`, until shutdown: then nothing more is accepted, idle connections are closed, busy ones
@@ -112,12 +123,11 @@ async fn serve_incoming(
         tls,
         app,
         refusal: Router::new().fallback(refuse),
-        limits,
         metrics,
         draining: shutdown.draining_token(),
         cut: CancellationToken::new(),
-        places: Arc::new(Semaphore::new(limits.connections_max)),
         refusal_places: Arc::new(Semaphore::new(limits.refusals_max)),
+        limits,
         tracker: TaskTracker::new(),
     };
     tokio::select! {
@@ -184,7 +194,7 @@ fn concerns_one_connection(error: &io::Error) -> bool {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            connections_max: 16_384,
+            places: Places::new(PlaceLimits { connections_max: 16_384, per_address_max: None }),
             refusals_max: 512,
             accept_pause: Duration::from_millis(75),
             connection: ConnectionLimits {
@@ -233,16 +243,16 @@ impl Acceptor {
 
     fn admit(&self, stream: impl Wire, info: ConnectionInfo) {
         let mut limits = self.limits.connection;
-        let (place, app) = if let Ok(place) = self.places.clone().try_acquire_owned() {
-            (place, self.app.clone())
+        let (place, app) = if let Some(place) = self.limits.places.take(info.peer.ip()) {
+            (Held::Place { _place: place }, self.app.clone())
         } else {
             self.metrics.connections_shed.inc();
-            let Ok(place) = self.refusal_places.clone().try_acquire_owned() else {
+            let Ok(permit) = self.refusal_places.clone().try_acquire_owned() else {
                 return;
             };
             limits.clocks.first_byte = limits.clocks.first_byte.min(REFUSED_RETRY_AFTER);
             limits.clocks.head = limits.clocks.head.min(REFUSED_RETRY_AFTER);
-            (place, self.refusal.clone())
+            (Held::Refusal { _permit: permit }, self.refusal.clone())
         };
         let counted = Counted::new(self.metrics.clone(), place);
         let (draining, cut) = (self.draining.clone(), self.cut.clone());
@@ -283,7 +293,7 @@ impl Acceptor {
 // === impl Counted ===
 
 impl Counted {
-    fn new(metrics: Arc<Metrics>, place: OwnedSemaphorePermit) -> Self {
+    fn new(metrics: Arc<Metrics>, place: Held) -> Self {
         metrics.connections.inc();
         Self { metrics, _place: place }
     }

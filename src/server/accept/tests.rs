@@ -81,7 +81,8 @@ async fn requests_know_both_ends_of_their_connection() {
 
 #[tokio::test]
 async fn a_connection_beyond_the_limit_is_told_503_and_when_to_come_back() {
-    let limits = Limits { connections_max: 1, refusals_max: 1, ..Limits::default() };
+    let places = Places::new(PlaceLimits { connections_max: 1, per_address_max: None });
+    let limits = Limits { places, refusals_max: 1, ..Limits::default() };
     let (app, mut held) = app();
     let server = start(ADDRESSES[0], app, limits, LONG).await;
     let mut first = TcpStream::connect(server.address).await.unwrap();
@@ -173,7 +174,7 @@ async fn want_of_descriptors_pauses_and_counts_and_a_broken_connection_does_neit
     let script = Script { steps: Mutex::new(steps), calls: calls.clone() };
     let (metrics, shutdown) = (Arc::new(Metrics::new()), Shutdown::new(LONG));
     let limits = Limits::default();
-    let server = serve_incoming(script, None, app().0, limits, metrics.clone(), shutdown.clone());
+    let server = serve_incoming(script, None, app().0, limits.clone(), metrics.clone(), shutdown.clone());
     let server = tasks::spawn("test server", server);
     ask(&mut client, "/").await;
     until(&mut client, "127.0.0.1:1").await;

@@ -1,6 +1,6 @@
 //! One log line a request, and the metrics of the same moment.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -36,6 +36,8 @@ pub struct Logged {
     pub error: Option<String>,
     /// The name that the client has proven.
     pub user: Option<Arc<str>>,
+    /// The client, where a trusted proxy named it.
+    pub client: Option<IpAddr>,
 }
 
 /// Where finished requests are noted beside the log.
@@ -125,6 +127,7 @@ impl Default for Logged {
             kind: "other",
             error: None,
             user: None,
+            client: None,
         }
     }
 }
@@ -172,9 +175,14 @@ impl Line {
         }
     }
 
+    fn client(&self) -> Option<IpAddr> {
+        self.logged.client.or_else(|| self.client.map(|client| client.ip().to_canonical()))
+    }
+
     /// The request as it is remembered. Takes what nobody needs after it.
     fn finished(&mut self) -> Finished {
         let aborted = self.abort.as_ref().and_then(AbortHandle::reason);
+        let client = self.client().map(|client| client.to_string());
         let logged = std::mem::take(&mut self.logged);
         Finished {
             id: 0,
@@ -190,7 +198,7 @@ impl Line {
             complete: self.complete,
             ttfb_ms: self.first_byte.map(milliseconds),
             duration_ms: milliseconds(self.start.elapsed()),
-            client: self.client.map(|client| client.ip().to_canonical().to_string()),
+            client,
             user: logged.user.map(|user| user.to_string()),
             error: logged.error.or_else(|| aborted.map(|reason| reason.to_string())),
         }
@@ -218,7 +226,7 @@ impl Line {
                     complete = self.complete,
                     ttfb_ms = self.first_byte.map(milliseconds),
                     duration_ms = milliseconds(self.start.elapsed()),
-                    client = self.client.map(tracing::field::display),
+                    client = self.client().map(tracing::field::display),
                     user = self.logged.user.as_deref(),
                     error,
                     "request"

@@ -52,6 +52,7 @@ fn logged() -> Logged {
         kind: "manifest",
         error: None,
         user: None,
+        client: None,
     }
 }
 

@@ -6,6 +6,7 @@ mod guard;
 mod history;
 mod logs;
 mod page;
+mod reload;
 mod requests;
 mod status;
 mod upstreams;
@@ -15,7 +16,7 @@ use std::time::Instant;
 
 use axum::Router;
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use http::header::CONTENT_TYPE;
 use parking_lot::RwLock;
 
@@ -30,6 +31,7 @@ use super::admin::Readiness;
 pub use error::ApiError;
 pub use guard::{Guard, Operator, Role};
 pub use history::History;
+pub use reload::{Reload, Reloaded};
 
 /// What the API shows and changes. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -44,6 +46,7 @@ struct Shared {
     history: History,
     guard: RwLock<Arc<Guard>>,
     parts: RwLock<Option<Parts>>,
+    reload: RwLock<Option<Arc<dyn Reload>>>,
 }
 
 /// What there is once the store is open.
@@ -81,6 +84,7 @@ impl Api {
             history,
             guard: RwLock::new(Arc::new(guard)),
             parts: RwLock::new(None),
+            reload: RwLock::new(None),
         }))
     }
 
@@ -92,6 +96,11 @@ impl Api {
     /// Lets in whom this guard knows from now on.
     pub fn set_guard(&self, guard: Guard) {
         *self.0.guard.write() = Arc::new(guard);
+    }
+
+    /// Reloads by this from now on.
+    pub fn set_reload(&self, reload: Arc<dyn Reload>) {
+        *self.0.reload.write() = Some(reload);
     }
 
     fn parts(&self) -> Result<Parts, ApiError> {
@@ -112,6 +121,7 @@ impl Api {
             .route("/refused", get(upstreams::refused))
             .route("/requests", get(requests::list))
             .route("/history", get(history::show))
+            .route("/reload", post(reload::reload))
             .route("/log", get(logs::show).put(logs::change))
             .fallback(async || ApiError::not_found("there is nothing of this name in the API"))
             .method_not_allowed_fallback(async || ApiError::method_not_allowed())
