@@ -348,10 +348,8 @@ impl Progress {
                 if state.phase.reached(goal) {
                     return Ok(());
                 }
-                // A reader that waits for what nobody brings yet changes what connections should bring next.
-                if state.phase.segments().is_some_and(|segments| goal.byte().is_some_and(|at| segments.lacks(at))) {
-                    self.changed.notify_waiters();
-                }
+                // A reader that waits changes what connections should bring next, ahead of it as well.
+                self.changed.notify_waiters();
                 let (place, woken) = state.waiting.enter(goal);
                 Waiter { progress: self, place, woken }
             };

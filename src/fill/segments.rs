@@ -94,11 +94,6 @@ impl Segments {
         Some(self.enter(gap.start..end))
     }
 
-    /// Whether a byte is neither there nor on its way.
-    pub(super) fn lacks(&self, offset: u64) -> bool {
-        offset < self.size_bytes && self.unclaimed(offset, offset + 1).is_some()
-    }
-
     /// Whether all of some bytes are present.
     pub(super) fn has(&self, bytes: Range<u64>) -> bool {
         self.present.gap(bytes.start, bytes.end.min(self.size_bytes)).is_none()
