@@ -69,7 +69,7 @@ fn router(metrics: &Arc<Metrics>) -> Router {
 }
 
 fn request(path: &str) -> Request {
-    let peer = "192.0.2.7".parse().unwrap();
+    let peer = "192.0.2.7:40000".parse().unwrap();
     let info = ConnectionInfo { peer, local: peer };
     Request::get(path).extension(info).extension(AbortHandle::unattached()).body(Body::empty()).unwrap()
 }
