@@ -45,7 +45,7 @@ pub(crate) fn cachalot_with(
     fs::create_dir_all(folder)?;
     let addr = free_address()?;
     let mut config = format!(
-        "[server]\nlisten = \"{addr}\"\n{}[admin]\nlisten = []\n[storage]\npath = \"{}\"\ncapacity = \"{capacity}\"\nmin_free = \"1%\"\n\
+        "[server]\nlisten = \"{addr}\"\n{}[admin]\nlisten = []\n[storage]\npath = \"{}\"\ncapacity = \"{capacity}\"\nmin_free = \"1MiB\"\n\
          [tags]\nttl = \"1h\"\n[upstreams.\"docker.io\"]\nendpoints = [\"{upstream}\"]\n",
         certificate.map_or_else(String::new, |files| format!(
             "tls = [{{ cert = \"{}\", key = \"{}\" }}]\n",

@@ -36,7 +36,7 @@ impl Mirror {
         let config = format!(
             "[server]\nlisten = \"127.0.0.1:{port}\"\n\
              [admin]\nlisten = \"127.0.0.1:{admin}\"\n\
-             [storage]\npath = \"{}\"\n\
+             [storage]\npath = \"{}\"\nmin_free = \"1MiB\"\n\
              [tags]\nttl = \"0s\"\n{upstreams}",
             storage.display()
         );
