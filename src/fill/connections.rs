@@ -206,6 +206,9 @@ impl<'a> Connections<'a> {
         }
         let proven = || self.ranges_proven.load(Ordering::Relaxed);
         self.until(|| proven() && self.fill.progress().ahead() == Ahead::Fully).await;
+        if self.origin.lock().1.sends_best_in_one_piece() {
+            return Ok(());
+        }
         let Ok(_place) = self.tools.extra_connections.try_acquire() else { return Ok(()) };
         let mut patience = Patience::new(EXTRA_FAILURES_MAX);
         while !self.ranges_refused.load(Ordering::Relaxed) {

@@ -50,7 +50,9 @@ impl Tools {
             // If the blob ends before that, its first block says where.
             wanted.push(ByteRange { first: 0, last: BLOCK_BYTES - 1 });
             wanted.dedup();
-        } else if fill.expected_bytes().is_some_and(|size| size >= self.limits.parallel_above_bytes) {
+        } else if fill.expected_bytes().is_some_and(|size| size >= self.limits.parallel_above_bytes)
+            && !origin.sends_best_in_one_piece()
+        {
             wanted.push(ByteRange { first: 0, last: self.limits.segment_bytes - 1 });
         }
         for range in wanted.into_iter().filter(|_| knows_ranges) {

@@ -14,6 +14,12 @@ pub trait Origin: Send + Sync + fmt::Debug {
     /// Names it in logs and errors, such as `docker.io/library/nginx`. Never a secret. Origins of one name are the same.
     fn label(&self) -> String;
 
+    /// Whether all of a blob is best asked for at once, however large it is: from another mirror, which has it on one disk
+    /// and one wire, or is just fetching it in order. Parts are asked for all the same.
+    fn sends_best_in_one_piece(&self) -> bool {
+        false
+    }
+
     /// Asks for a range of the blob, or all of it. The answer may be another part: see [`OriginBody`].
     fn fetch(&self, range: Option<ByteRange>, priority: Priority) -> Fetching<'_>;
 }

@@ -23,6 +23,10 @@ impl Origin for UpstreamOrigin {
         self.repository.to_string()
     }
 
+    fn sends_best_in_one_piece(&self) -> bool {
+        self.client.is_behind_a_mirror()
+    }
+
     fn fetch(&self, range: Option<ByteRange>, priority: Priority) -> BoxFuture<'_, Result<OriginBody, OriginError>> {
         let lane = match priority {
             Priority::Foreground => Lane::Foreground,
