@@ -67,8 +67,7 @@ impl Mirror {
             };
             MirrorError { kind, ..error }.about(&target.repository, "")
         })?;
-        let all: Vec<String> = serde_json::from_str(&list.body).unwrap_or_default();
-        let (tags, more) = page(all, limit, last);
+        let (tags, more) = page(&list.body, limit, last);
         Ok(TagsAnswer { tags, more, outcome, warning })
     }
 
@@ -203,13 +202,37 @@ impl Mirror {
     }
 }
 
-/// The part of a sorted list after `last`, and whether there is more. A limit of 0 is an empty last page.
-fn page(all: Vec<String>, limit: Option<u64>, last: Option<&str>) -> (Vec<String>, bool) {
-    let start = last.map_or(0, |last| all.partition_point(|tag| tag.as_str() <= last));
-    let rest = all.len() - start;
-    let take = limit.map_or(rest, |limit| usize::try_from(limit).unwrap_or(usize::MAX).min(rest));
-    let more = take > 0 && take < rest;
-    (all.into_iter().skip(start).take(take).collect(), more)
+/// The part of a list after `last`, and whether there is more. A limit of 0 is an empty last page.
+///
+/// The list is JSON as [`Mirror::fetch_tags`] writes it: sorted, without spaces, and no tag holds a comma or a quote. Bots
+/// page through lists of 20 000 tags, so a page costs what it holds and not what the list holds.
+fn page(list: &str, limit: Option<u64>, last: Option<&str>) -> (Vec<String>, bool) {
+    let list = list.trim_start_matches('[').trim_end_matches(']');
+    let rest = last.map_or(list, |last| after(list, last));
+    let limit = limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
+    let mut tags = rest.split(',').map(|tag| tag.trim_matches('"')).filter(|tag| !tag.is_empty());
+    let page: Vec<String> = tags.by_ref().take(limit).map(str::to_owned).collect();
+    let more = !page.is_empty() && tags.next().is_some();
+    (page, more)
+}
+
+/// What follows the tags up to `last` in a sorted list, found by halving it.
+fn after<'a>(list: &'a str, last: &str) -> &'a str {
+    // By bytes: a damaged list may hold anything, and the middle may lie within a character. Commas don't.
+    let bytes = list.as_bytes();
+    let is_comma = |byte: &u8| *byte == b',';
+    let (mut low, mut high) = (0, bytes.len());
+    while low < high {
+        let middle = low + (high - low) / 2;
+        let start = bytes[low..middle].iter().rposition(is_comma).map_or(low, |comma| low + comma + 1);
+        let end = bytes[start..high].iter().position(is_comma).map_or(high, |comma| start + comma);
+        if list[start..end].trim_matches('"') <= last {
+            low = (end + 1).min(high);
+        } else {
+            high = start;
+        }
+    }
+    &list[low..]
 }
 
 #[cfg(test)]
@@ -218,7 +241,7 @@ mod tests {
 
     #[test]
     fn pages_of_a_list() {
-        let all = || ["a", "b", "c", "d"].map(str::to_owned).to_vec();
+        let all = r#"["a","b","c","d"]"#;
         for (limit, last, expected, more) in [
             (None, None, "a b c d", false),
             (Some(2), None, "a b", true),
@@ -229,8 +252,31 @@ mod tests {
             (None, Some("d"), "", false),
             (None, Some("z"), "", false),
         ] {
-            let (tags, is_more) = page(all(), limit, last);
+            let (tags, is_more) = page(all, limit, last);
             assert_eq!((tags.join(" ").as_str(), is_more), (expected, more), "{limit:?} {last:?}");
+        }
+        assert_eq!(page("[]", None, Some("a")), (Vec::new(), false));
+        for damaged in ["", "[", "]", "ééé,éé", "[\"é\",\"ü\",\"ß\"]", ",,,", "null"] {
+            for last in ["", "a", "ü", "~"] {
+                page(damaged, Some(2), Some(last));
+            }
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn a_page_is_what_a_naive_search_finds(
+            tags in proptest::collection::btree_set("[A-Za-z0-9_][A-Za-z0-9._-]{0,3}", 0..20),
+            last in proptest::option::of("[ -~]{0,4}"),
+            limit in proptest::option::of(0..25_u64),
+        ) {
+            let list = serde_json::to_string(&tags).unwrap();
+            let rest: Vec<_> = tags.into_iter().filter(|tag| last.as_ref().is_none_or(|last| tag > last)).collect();
+            let count = limit.map_or(rest.len(), |limit| rest.len().min(limit as usize));
+            proptest::prop_assert_eq!(
+                page(&list, limit, last.as_deref()),
+                (rest[..count].to_vec(), count > 0 && count < rest.len())
+            );
         }
     }
 }
