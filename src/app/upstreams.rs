@@ -76,10 +76,14 @@ impl Clients {
 
 fn endpoint(endpoint: config::Endpoint) -> EndpointOptions {
     let config::Endpoint { url, mirror, repository_prefix, credential } = endpoint;
-    let credential = credential.and_then(|credential| match source(&credential) {
-        CredentialSource::Password(credential) => Some(credential),
-        // An endpoint's own credential is a user name and a password.
-        CredentialSource::Helper { .. } | CredentialSource::DockerConfig(_) => None,
+    let credential = credential.map(|credential| match source(&credential) {
+        // A program is asked about the registry that is there, which may be another than the upstream: a cache in ECR.
+        CredentialSource::Helper { scope, program, .. } => {
+            let server =
+                url.host_str().map(|host| url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}")));
+            CredentialSource::Helper { scope, program, server }
+        }
+        credential => credential,
     });
     EndpointOptions { url, mirror, repository_prefix, credential }
 }
@@ -90,7 +94,7 @@ fn source(credential: &config::Credential) -> CredentialSource {
         config::Login::Password { username, password, password_file } => {
             CredentialSource::Password(Credential { scope, username, password, password_file })
         }
-        config::Login::Helper(program) => CredentialSource::Helper { scope, program },
+        config::Login::Helper(program) => CredentialSource::Helper { scope, program, server: None },
     }
 }
 

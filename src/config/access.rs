@@ -3,8 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
-
+use super::globs::{self, Globs};
 use super::mistake::{Located, Mistakes, most_like, quoted};
 use super::reader::{Entry, Section};
 use super::schema;
@@ -43,11 +42,8 @@ pub enum Reader {
 }
 
 /// Globs over repositories: `*` is within a segment, `**` is any number of them.
-#[derive(Debug, Clone)]
-pub struct RepositoryGlobs {
-    globs: Vec<String>,
-    set: GlobSet,
-}
+#[derive(Debug, Clone, PartialEq)]
+pub struct RepositoryGlobs(Globs);
 
 /// `[access]` as written.
 #[derive(Debug)]
@@ -72,36 +68,17 @@ struct WrittenRule {
 impl RepositoryGlobs {
     /// Reads globs. The error says which is none, and why.
     pub fn new(globs: Vec<String>) -> Result<Self, String> {
-        let mut builder = GlobSetBuilder::new();
-        for glob in &globs {
-            builder.add(Self::glob(glob)?);
-        }
-        let set = builder.build().map_err(|error| format!("the globs are too large together: {}", error.kind()))?;
-        Ok(Self { globs, set })
+        Globs::new(globs).map(Self)
     }
 
     /// Whether one of them matches `registry/repository`.
     pub fn matches(&self, repository: &str) -> bool {
-        self.set.is_match(repository)
+        self.0.matches(repository)
     }
 
     /// The globs as written.
     pub fn as_slice(&self) -> &[String] {
-        &self.globs
-    }
-
-    fn glob(text: &str) -> Result<globset::Glob, String> {
-        if text.is_empty() {
-            return Err("\"\" is not a glob".to_owned());
-        }
-        let glob = GlobBuilder::new(text).literal_separator(true).build();
-        glob.map_err(|error| format!("{} is not a glob: {}", quoted(text), error.kind()))
-    }
-}
-
-impl PartialEq for RepositoryGlobs {
-    fn eq(&self, other: &Self) -> bool {
-        self.globs == other.globs
+        self.0.as_slice()
     }
 }
 
@@ -191,8 +168,7 @@ impl WrittenRule {
         let written = parts.iter().flatten().count();
         let [users, repositories] = parts;
         let users = users.and_then(|entry| many(entry, |text| Ok(text.to_owned())));
-        let repositories =
-            repositories.and_then(|entry| many(entry, |text| RepositoryGlobs::glob(text).map(|_| text.to_owned())));
+        let repositories = repositories.and_then(|entry| many(entry, globs::checked));
         let refused = misspelt || usize::from(users.is_some()) + usize::from(repositories.is_some()) < written;
         Some(Self { place, users, repositories, refused })
     }

@@ -48,6 +48,9 @@ pub(super) struct WrittenCredential {
     refused: bool,
 }
 
+/// What says who we are: a user name, a password, a file that holds one, a program that knows both.
+pub(super) const PARTS: [&str; 4] = ["username", "password", "password_file", "helper"];
+
 /// The longest password file that is read.
 const PASSWORD_FILE_BYTES_MAX: u64 = 64 << 10;
 
@@ -78,32 +81,27 @@ impl WrittenCredential {
         let mut section = entry.section(schema::CREDENTIAL)?;
         let misspelt = section.has_unknown_keys();
         let scope = section.take("scope");
-        let parts = [section.take("username"), section.take("password"), section.take("password_file")];
-        let helper = section.take("helper");
+        let parts = PARTS.map(|part| section.take(part));
         section.finish();
-        let helper_written = helper.is_some();
-        let helper = helper.and_then(|entry| entry.parse(helper_name));
-        let refused = helper_written && helper.is_none();
-        let credential = Self::of_parts(place, scope, parts, misspelt);
-        Some(Self { refused: credential.refused || refused, helper, ..credential })
+        Some(Self::of_parts(place, scope, parts, misspelt))
     }
 
-    /// A credential of a scope, a user name, a password and a file that holds one.
+    /// A credential of a scope and of [`PARTS`].
     pub(super) fn of_parts(
         place: Place,
         scope: Option<Entry<'_>>,
-        parts: [Option<Entry<'_>>; 3],
+        parts: [Option<Entry<'_>>; PARTS.len()],
         misspelt: bool,
     ) -> Self {
         let written = parts.iter().flatten().count() + usize::from(scope.is_some());
-        let [username, password, password_file] = parts;
+        let [username, password, password_file, helper] = parts;
         let credential = Self {
             place,
             scope: scope.and_then(Entry::text).map(|text| text.map(|text| text.trim_end_matches('/').to_owned())),
             username: username.and_then(|entry| entry.parse(user)),
             password: password.and_then(|entry| entry.parse(secret)),
             password_file: password_file.and_then(path),
-            helper: None,
+            helper: helper.and_then(|entry| entry.parse(helper_name)),
             refused: false,
         };
         let read = [
@@ -111,6 +109,7 @@ impl WrittenCredential {
             credential.username.is_some(),
             credential.password.is_some(),
             credential.password_file.is_some(),
+            credential.helper.is_some(),
         ];
         let refused = misspelt || read.into_iter().filter(|read| *read).count() < written;
         Self { refused, ..credential }
@@ -122,7 +121,9 @@ impl WrittenCredential {
 
     /// Whether any part of it was.
     pub(super) fn is_written(&self) -> bool {
-        self.username.is_some() || self.password.is_some() || self.password_file.is_some()
+        let written =
+            [self.username.is_some(), self.password.is_some(), self.password_file.is_some(), self.helper.is_some()];
+        written.contains(&true)
     }
 
     pub(super) fn mean(self, registry: &str, mistakes: &Mistakes) -> Option<Credential> {

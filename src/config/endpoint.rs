@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use url::Url;
 
-use super::credential::{Credential, WrittenCredential};
+use super::credential::{Credential, PARTS, WrittenCredential};
 use super::mistake::{Located, Mistakes, quoted};
 use super::reader::Entry;
 use super::written::Setting;
@@ -94,7 +94,7 @@ impl WrittenEndpoint {
         let url = url.and_then(|entry| entry.parse(values::endpoint));
         let mirror = section.take("mirror").and_then(Entry::boolean);
         let repository_prefix = section.take("repository_prefix").and_then(|entry| entry.parse(prefix));
-        let parts = [section.take("username"), section.take("password"), section.take("password_file")];
+        let parts = PARTS.map(|part| section.take(part));
         section.finish();
         let credential = WrittenCredential::of_parts(place, None, parts, misspelt);
         Some(Self { url: url?, mirror, repository_prefix, credential })

@@ -11,6 +11,7 @@ pub mod capacity;
 mod certificate;
 mod credential;
 mod endpoint;
+mod globs;
 mod load;
 mod meaning;
 mod merge;

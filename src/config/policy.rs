@@ -4,17 +4,13 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use globset::{Glob, GlobBuilder, GlobSet, GlobSetBuilder};
-
+use super::globs::Globs;
 use super::mistake::quoted;
 use crate::oci::RepositoryName;
 
 /// Globs over the names of repositories in one registry: `*` stays within a segment, `**` does not.
-#[derive(Debug, Clone)]
-pub struct NameGlobs {
-    globs: Vec<String>,
-    set: GlobSet,
-}
+#[derive(Debug, Clone, PartialEq)]
+pub struct NameGlobs(Globs);
 
 /// What becomes of a tag that upstream has deleted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,43 +39,22 @@ pub struct PlatformName {
 impl NameGlobs {
     /// Globs that match nothing.
     pub fn none() -> Self {
-        Self { globs: Vec::new(), set: GlobSet::empty() }
+        Self(Globs::none())
     }
 
     /// Reads globs. The error says which is none, and why.
     pub fn new(globs: Vec<String>) -> Result<Self, String> {
-        let mut builder = GlobSetBuilder::new();
-        for glob in &globs {
-            builder.add(Self::glob(glob)?);
-        }
-        let set = builder.build().map_err(|error| format!("the globs are too large together: {}", error.kind()))?;
-        Ok(Self { globs, set })
-    }
-
-    /// Reads one glob.
-    pub(super) fn glob(text: &str) -> Result<Glob, String> {
-        if text.is_empty() {
-            return Err("\"\" is not a glob".to_owned());
-        }
-        let built = GlobBuilder::new(text).literal_separator(true).build();
-        built.map_err(|error| format!("{} is not a glob: {}", quoted(text), error.kind()))
+        Globs::new(globs).map(Self)
     }
 
     /// The first that matches, as written.
     pub fn matching(&self, repository: &RepositoryName) -> Option<&str> {
-        let index = self.set.matches(repository.as_str()).into_iter().next()?;
-        self.globs.get(index).map(String::as_str)
+        self.0.matching(repository.as_str())
     }
 
     /// The globs as written.
     pub fn as_slice(&self) -> &[String] {
-        &self.globs
-    }
-}
-
-impl PartialEq for NameGlobs {
-    fn eq(&self, other: &Self) -> bool {
-        self.globs == other.globs
+        self.0.as_slice()
     }
 }
 

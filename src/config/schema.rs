@@ -208,6 +208,7 @@ pub(super) const ENDPOINT: Schema = Schema {
         key("username", TEXT),
         key("password", TEXT),
         key("password_file", PATH),
+        key("helper", TEXT),
     ],
 };
 

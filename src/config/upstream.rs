@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
 use url::Url;
 
 use super::credential::Credential;
 use super::endpoint::Endpoint;
+use super::globs::Globs;
 use super::mistake::quoted;
 use super::policy::{DeletedTags, NameGlobs, PlatformName};
 use super::{Certificate, StaleIfError, Tags};
@@ -90,11 +90,8 @@ pub enum Proxy {
 }
 
 /// Globs over tags.
-#[derive(Debug, Clone)]
-pub struct TagGlobs {
-    globs: Vec<String>,
-    set: GlobSet,
-}
+#[derive(Debug, Clone, PartialEq)]
+pub struct TagGlobs(Globs);
 
 /// The upstream that serves a registry: the one of that name, else the one with the longest pattern that matches.
 pub(super) fn serving<'a>(upstreams: &'a [Upstream], registry: &RegistryName) -> Option<&'a Upstream> {
@@ -225,41 +222,22 @@ impl fmt::Display for UpstreamName {
 impl TagGlobs {
     /// Globs that match nothing.
     pub fn none() -> Self {
-        Self { globs: Vec::new(), set: GlobSet::empty() }
+        Self(Globs::none())
     }
 
     /// Reads globs: `*`, `?`, `[a-z]`, `{a,b}`. The error says which is none, and why.
     pub fn new(globs: Vec<String>) -> Result<Self, String> {
-        let mut builder = GlobSetBuilder::new();
-        for glob in &globs {
-            builder.add(Self::glob(glob)?);
-        }
-        let set = builder.build().map_err(|error| format!("the globs are too large together: {}", error.kind()))?;
-        Ok(Self { globs, set })
-    }
-
-    /// Reads one glob.
-    pub(super) fn glob(text: &str) -> Result<globset::Glob, String> {
-        if text.is_empty() {
-            return Err("\"\" is not a glob".to_owned());
-        }
-        GlobBuilder::new(text).build().map_err(|error| format!("{} is not a glob: {}", quoted(text), error.kind()))
+        Globs::new(globs).map(Self)
     }
 
     /// Whether one of them matches.
     pub fn matches(&self, tag: &Tag) -> bool {
-        self.set.is_match(tag.as_str())
+        self.0.matches(tag.as_str())
     }
 
     /// The globs as written.
     pub fn as_slice(&self) -> &[String] {
-        &self.globs
-    }
-}
-
-impl PartialEq for TagGlobs {
-    fn eq(&self, other: &Self) -> bool {
-        self.globs == other.globs
+        self.0.as_slice()
     }
 }
 

@@ -11,10 +11,11 @@ use super::access::WrittenAccess;
 use super::certificate::{self, WrittenCertificate};
 use super::credential::WrittenCredential;
 use super::endpoint::{self, WrittenEndpoint};
+use super::globs;
 use super::mistake::{Located, quoted};
-use super::policy::{DeletedTags, NameGlobs, PlatformName};
+use super::policy::{DeletedTags, PlatformName};
 use super::reader::{Entry, Section};
-use super::upstream::{TagGlobs, UpstreamName};
+use super::upstream::UpstreamName;
 use super::{Capacity, LogFormat, MinFree, Proxy, StaleIfError, UnverifiedRanges, schema, values};
 use crate::oci::{RegistryName, RepositoryName};
 use crate::secret::Secret;
@@ -208,7 +209,7 @@ impl WrittenUpstream {
         let aliases = take("aliases").and_then(|entry| many(entry, alias));
         let tag_ttl = take("tag_ttl").and_then(|entry| duration(entry, &TTL));
         let stale_if_error = take("stale_if_error").and_then(|entry| entry.parse(stale_if_error));
-        let immutable_tags = take("immutable_tags").and_then(|entry| many(entry, glob));
+        let immutable_tags = take("immutable_tags").and_then(|entry| many(entry, globs::checked));
         let credentials = take("credentials").and_then(Entry::list);
         let share_private = take("share_private").and_then(Entry::boolean);
         let ca_file = take("ca_file").and_then(path);
@@ -247,10 +248,10 @@ impl WrittenUpstream {
 
 impl WrittenPolicy {
     fn read<'a>(take: &mut impl FnMut(&'static str) -> Option<Entry<'a>>) -> Self {
-        let globs = |entry: Entry<'_>| many(entry, |text| NameGlobs::glob(text).map(|_| text.to_owned()));
+        let patterns = |entry: Entry<'_>| many(entry, globs::checked);
         Self {
-            allow: take("allow").and_then(globs),
-            deny: take("deny").and_then(globs),
+            allow: take("allow").and_then(patterns),
+            deny: take("deny").and_then(patterns),
             deny_digests_file: take("deny_digests_file").and_then(path),
             deleted_tags: take("deleted_tags").and_then(|entry| entry.parse(deleted_tags)),
             prefetch: take("prefetch").and_then(|entry| many(entry, str::parse)),
@@ -353,10 +354,6 @@ fn alias(text: &str) -> Result<String, String> {
         "{} is no alias: a registry's name such as \"registry.corp:5000\", or a path such as \"mirror/hub\", in lower case",
         quoted(text)
     ))
-}
-
-fn glob(text: &str) -> Result<String, String> {
-    TagGlobs::glob(text).map(|_| text.to_owned())
 }
 
 fn redirect_host(text: &str) -> Result<String, String> {

@@ -42,6 +42,8 @@ pub enum CredentialSource {
         scope: String,
         /// `NAME` of `docker-credential-NAME`, or the path of the program.
         program: String,
+        /// The registry that it is asked about; `None` for the scope's.
+        server: Option<String>,
     },
     /// A docker `config.json`, or a mounted `.dockerconfigjson`: for whatever it has a credential.
     DockerConfig(PathBuf),
@@ -139,11 +141,11 @@ impl Credentials {
                 let file = credential.password_file.clone();
                 Source::Password { file: file.map(|path| Watched::new(path, PASSWORD_BYTES_MAX, password)), credential }
             }
-            CredentialSource::Helper { scope, program } => {
+            CredentialSource::Helper { scope, program, server } => {
                 // A helper knows registries, not parts of them.
                 let registry = scope.split('/').next().unwrap_or_default();
-                let server = if registry == "docker.io" { "https://index.docker.io/v1/" } else { registry };
-                let helper = Helper { program, server: server.to_owned() };
+                let usual = if registry == "docker.io" { "https://index.docker.io/v1/" } else { registry };
+                let helper = Helper { program, server: server.unwrap_or_else(|| usual.to_owned()) };
                 Source::Helper { scope, helper }
             }
             CredentialSource::DockerConfig(path) => {

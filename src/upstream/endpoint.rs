@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use url::Url;
 
 use super::EndpointOptions;
-use super::credentials::{CredentialId, CredentialSource, Credentials};
+use super::credentials::{CredentialId, Credentials};
 use super::health::Health;
 use super::redirect::place;
 use crate::oci::{Repository, RepositoryName};
@@ -52,7 +52,7 @@ impl Endpoint {
             label,
             mirror,
             prefix,
-            own: credential.map(|credential| Credentials::new(vec![CredentialSource::Password(credential)])),
+            own: credential.map(|credential| Credentials::new(vec![credential])),
             health: Health::default(),
             basic: AtomicBool::new(false),
             rejected: Mutex::new(HashMap::new()),

@@ -111,7 +111,7 @@ pub struct EndpointOptions {
     /// Where the upstream's repositories begin there: a project of Harbor or Artifactory, GitLab's dependency proxy.
     pub repository_prefix: Option<RepositoryName>,
     /// Who we are there. With one, the upstream's credentials are not shown to it.
-    pub credential: Option<Credential>,
+    pub credential: Option<CredentialSource>,
 }
 
 /// A registry. Cheap to clone.
