@@ -15,6 +15,7 @@ use crate::oci::Digest;
 use crate::oci::range::{ByteRange, RangeSpec};
 use crate::store::{Blob, Piece, Pieces, StoreError};
 
+use super::bypass::Bypass;
 use super::error::{MirrorError, MirrorErrorKind};
 use super::origin::UpstreamOrigin;
 use super::other_way::{OtherWay, while_held};
@@ -31,7 +32,7 @@ pub struct BlobAnswer {
     content: Content,
     wait_for_verified: bool,
     /// Kept as long as it is sent.
-    passing: Option<Passing>,
+    held: (Option<Passing>, Option<Bypass>),
 }
 
 #[derive(Debug)]
@@ -89,11 +90,11 @@ impl BlobAnswer {
             }
             Content::PassThrough(body) => {
                 let outcome = Outcome::Bypass { unverified: unverified && !body.is_small() };
-                (while_held(body.pieces(ranges, self.wait_for_verified), self.passing), outcome)
+                (while_held(body.pieces(ranges, self.wait_for_verified), self.held), outcome)
             }
             Content::PartsThrough(parts) => {
                 let pieces = parts.pieces(ranges.unwrap_or_default());
-                (while_held(pieces, self.passing), Outcome::Bypass { unverified: true })
+                (while_held(pieces, self.held), Outcome::Bypass { unverified: true })
             }
         }
     }
@@ -232,7 +233,7 @@ impl Mirror {
 
     fn answer(&self, size_bytes: Option<u64>, content: Content) -> BlobAnswer {
         let wait_for_verified = self.0.settings.ranges_wait_for_verified;
-        BlobAnswer { size_bytes, content, wait_for_verified, passing: None }
+        BlobAnswer { size_bytes, content, wait_for_verified, held: (None, None) }
     }
 
     /// Joins or starts a fill. `None` when things have changed in the meantime, so that the look-up starts again.
@@ -253,7 +254,7 @@ impl Mirror {
         // upstream answers.
         if self.0.fills.knows(&key) {
             self.prove(target, digest, link).await?;
-        } else if self.0.fills.len() >= self.0.settings.misses_max {
+        } else if self.0.fills.len() + self.0.tower.bypasses.len() >= self.0.settings.misses_max {
             return Err(MirrorError::overloaded());
         }
         let expected_bytes = match link {
@@ -340,14 +341,17 @@ impl Mirror {
     /// Law 6: what can't be kept is still delivered.
     async fn pass_through(&self, target: &Target, digest: &Digest, demand: &Demand) -> Result<BlobAnswer, MirrorError> {
         self.refuse_cold_blob(target, digest)?;
+        let bypass = self.0.tower.bypasses.enter(self.0.settings.misses_max).ok_or_else(MirrorError::overloaded)?;
+        let answer =
+            |size_bytes, content| BlobAnswer { held: (None, Some(bypass)), ..self.answer(size_bytes, content) };
         let origin = origin(target, digest);
         let parts = parts_through(Arc::new(origin.clone()), demand).await.map_err(MirrorError::from);
         if let Some(parts) = self.heard(target, parts)? {
-            return Ok(self.answer(Some(parts.size_bytes), Content::PartsThrough(parts)));
+            return Ok(answer(Some(parts.size_bytes), Content::PartsThrough(parts)));
         }
         let body = pass_through(&origin, *digest, Arc::clone(&self.0.metrics)).await.map_err(MirrorError::from);
         let body = self.heard(target, body)?;
-        Ok(self.answer(body.size_bytes(), Content::PassThrough(body)))
+        Ok(answer(body.size_bytes(), Content::PassThrough(body)))
     }
 
     /// The same while the disk takes no writes: a few clients of each blob, for nothing is shared that way.
@@ -357,8 +361,9 @@ impl Mirror {
             let message = "the disk takes no writes at the moment, and enough others are served past it; try again";
             return Err(MirrorError::new(MirrorErrorKind::Internal, message));
         };
-        let answer = self.pass_through(target, digest, demand).await?;
-        Ok(BlobAnswer { passing: Some(passing), ..answer })
+        let mut answer = self.pass_through(target, digest, demand).await?;
+        answer.held.0 = Some(passing);
+        Ok(answer)
     }
 
     /// Manifests are no blobs, though some clients look for them here first: upstream need not be asked.

@@ -14,6 +14,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::tasks;
 
+use super::bypass::Bypasses;
 use super::error::MirrorError;
 
 /// At most one piece of work per key at a time. Whoever asks meanwhile gets the same result.
@@ -31,6 +32,8 @@ pub(super) struct Tower {
     stop: CancellationToken,
     /// How many there may be.
     limit: Arc<AtomicUsize>,
+    /// Blobs that go past the store meanwhile, which are misses as well.
+    pub(super) bypasses: Bypasses,
 }
 
 type Table<K, T> = HashMap<K, Shared<BoxFuture<'static, Result<T, MirrorError>>>>;
@@ -91,7 +94,8 @@ impl<K, T> fmt::Debug for Flights<K, T> {
 impl Default for Tower {
     fn default() -> Self {
         let limit = Arc::new(AtomicUsize::new(usize::MAX));
-        Self { flying: TaskTracker::new(), stop: CancellationToken::new(), limit }
+        let bypasses = Bypasses::default();
+        Self { flying: TaskTracker::new(), stop: CancellationToken::new(), limit, bypasses }
     }
 }
 

@@ -1,6 +1,7 @@
 //! Decisions: which upstream, hit, join, miss, stale, revalidate or pass through; who may read what.
 
 mod blobs;
+mod bypass;
 mod denials;
 mod error;
 mod flight;

@@ -2,7 +2,7 @@
 
 use futures_util::StreamExt;
 
-use crate::fill::{FillKey, Fills, Interrupted, Passing};
+use crate::fill::{FillKey, Fills, Interrupted};
 use crate::oci::range::ByteRange;
 use crate::store::{Cut, Pieces};
 
@@ -27,11 +27,11 @@ impl OtherWay {
         };
         let rest = [ByteRange { first: interrupted.next, last: interrupted.size_bytes.saturating_sub(1) }];
         let body = self.fills.pass_on(&self.origin, self.key.digest, interrupted).await.map_err(Cut::new)?;
-        Ok(while_held(body.pieces(Some(&rest), self.wait_for_verified), Some(passing)))
+        Ok(while_held(body.pieces(Some(&rest), self.wait_for_verified), passing))
     }
 }
 
 /// The pieces, and a place that is given up with them.
-pub(super) fn while_held(pieces: Pieces, passing: Option<Passing>) -> Pieces {
-    pieces.inspect(move |_| _ = &passing).boxed()
+pub(super) fn while_held(pieces: Pieces, place: impl Send + 'static) -> Pieces {
+    pieces.inspect(move |_| _ = &place).boxed()
 }

@@ -55,6 +55,33 @@ async fn misses_are_shed_at_once_while_hits_go_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_goes_past_a_store_without_room_counts_among_the_misses() {
+    let registry = Registry::start().await;
+    // Larger than the store, so it is passed through.
+    let large = Blob::noise(1, 6 << 20);
+    let small = Blob::noise(2, 5000);
+    for part in [&large, &small] {
+        registry.put_blob("library/app", part);
+    }
+    let builder = Mirror::builder().upstream("docker.io", &registry).capacity("4MiB");
+    let mirror = builder.set("server", "max_misses", "1").start().await;
+    let gate = registry.gate_body(On::blob(&large.digest).after(1), 5 << 20);
+    let mut passing = mirror.connect().await;
+    passing.send(&Request::get(blob("library/app", &large.digest))).await;
+    assert_eq!(passing.head().await.status, 200);
+    gate.arrived().await;
+    mirror.idle().await;
+    for part in [&large, &small] {
+        let refused = mirror.get(&blob("library/app", &part.digest)).await;
+        assert_eq!((refused.status(), refused.error_code()), (503, "TOOMANYREQUESTS".to_owned()));
+    }
+    gate.open();
+    assert_eq!(passing.rest().await.0, large.bytes);
+    mirror.get_once_well(&blob("library/app", &small.digest)).await.assert_ok(&small.bytes);
+    mirror.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn one_address_may_be_limited_and_proxies_are_believed_where_they_are_trusted() {
     let registry = Registry::start().await;
     let image = Image::new(1, &[2000]);
