@@ -166,6 +166,9 @@ impl Mirror {
             public: self.is_public(target),
             confirmed: Vec::new(),
         };
+        if !record.public {
+            self.note_private(repository);
+        }
         let kept = async {
             self.0.store.put_blob(verified, bytes.clone()).await?;
             self.0.store.put_manifest(repository, digest, record).await

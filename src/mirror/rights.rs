@@ -26,6 +26,8 @@ const PRIVATE_FOR: Duration = Duration::from_mins(5);
 pub(super) struct Rights {
     public: moka::sync::Cache<Repository, ()>,
     private: moka::sync::Cache<Repository, ()>,
+    /// Of these, for which there is no credential, nothing is held that one opened.
+    open: moka::sync::Cache<Repository, ()>,
     /// Of these, known to be public earlier, upstream does not say now whether they still are.
     unanswered: moka::sync::Cache<Repository, ()>,
     /// Blobs that upstream confirmed to be in a repository, with their size where it said so.
@@ -76,6 +78,7 @@ impl Rights {
         Self {
             public: remember(PUBLIC_FOR),
             private: remember(PRIVATE_FOR),
+            open: remember(PUBLIC_FOR),
             unanswered: remember(FAILED_CHECK_WINDOW),
             confirmed: moka::sync::Cache::new(REMEMBERED_MAX),
             public_blobs: moka::sync::Cache::new(REMEMBERED_MAX),
@@ -92,17 +95,28 @@ impl Mirror {
     /// Upstream is asked once in a while. When it fails or is silent, what it said earlier counts (laws 7 and 9).
     pub(super) async fn check_readable(&self, target: &Target, probe: Probe<'_>) -> Result<(), MirrorError> {
         let repository = &target.repository;
-        if target.listed || target.upstream.policy.share_private || !target.upstream.client.has_credential(repository) {
+        if target.listed || target.upstream.policy.share_private {
             return Ok(());
         }
         let rights = &self.0.rights;
+        if !target.upstream.client.has_credential(repository) {
+            // Nothing is held, or something was had by nobody. Otherwise a credential opened it that is gone since, and what
+            // is held of it is as private as before.
+            if rights.open.contains_key(repository) {
+                return Ok(());
+            }
+            if self.recorded_public(target).await?.unwrap_or(true) {
+                rights.open.insert(repository.clone(), ());
+                return Ok(());
+            }
+        }
         if rights.public.contains_key(repository) {
             return Ok(());
         }
         if rights.private.contains_key(repository) {
             return Err(private(target));
         }
-        if !self.was_public(target).await? {
+        if self.recorded_public(target).await? != Some(true) {
             if self.0.settings.offline {
                 return Err(never_seen_open(target));
             }
@@ -172,8 +186,13 @@ impl Mirror {
         }
     }
 
-    /// Whether anything of a repository was had without a credential.
-    async fn was_public(&self, target: &Target) -> Result<bool, MirrorError> {
+    /// Notes that something of a repository was had by a credential, which may be gone when it is asked for.
+    pub(super) fn note_private(&self, repository: &Repository) {
+        self.0.rights.open.invalidate(repository);
+    }
+
+    /// Whether anything of a repository was had without a credential; `None` if nothing is held.
+    async fn recorded_public(&self, target: &Target) -> Result<Option<bool>, MirrorError> {
         let known = self.0.store.is_public(&target.repository).await;
         known.map_err(|error| MirrorError::new(MirrorErrorKind::Internal, error.to_string()))
     }

@@ -279,16 +279,20 @@ impl Store {
         }
     }
 
-    /// Whether any manifest of a repository was had without credentials.
-    pub async fn is_public(&self, repository: &Repository) -> Result<bool, StoreError> {
+    /// Whether any manifest of a repository was had without credentials; `None` if none is recorded.
+    pub async fn is_public(&self, repository: &Repository) -> Result<Option<bool>, StoreError> {
         self.shared.ensure_loaded(repository).await?;
         let manifests = self.shared.catalog.read().manifests(repository, MANIFESTS_TRIED_MAX);
+        let mut found = None;
         for manifest in manifests {
-            if self.manifest(repository, &manifest).await?.is_some_and(|record| record.public) {
-                return Ok(true);
+            if let Some(record) = self.manifest(repository, &manifest).await? {
+                if record.public {
+                    return Ok(Some(true));
+                }
+                found = Some(false);
             }
         }
-        Ok(false)
+        Ok(found)
     }
 
     /// Whether upstream gave a digest from any repository that was read without credentials. What is recorded of

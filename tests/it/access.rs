@@ -168,6 +168,104 @@ async fn what_only_our_credential_opens_is_for_those_whom_a_rule_names() {
     mirror.finish().await;
 }
 
+/// The attack: whoever may push somewhere public pushes a manifest there that lists a private blob's digest, and asks for that
+/// blob there. Ann, whom a rule lets in, has had it pulled; so it is on the disk, or just arriving.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_public_manifest_that_names_a_private_digest_opens_nothing_whatever_is_held_or_under_way() {
+    let registry = Registry::builder().auth(Auth::Bearer(Bearer::default())).start().await;
+    registry.add_user("bot", "secret");
+    let (private, other) = (Image::new(2, &[3000, 3_000_000]), Registry::start().await);
+    registry.put_image("acme/secret", "v1", &private);
+    registry.make_private("acme/secret", &["bot"]);
+    registry.put_manifest("mallory/open", Some("v1"), &private.manifest);
+    // Of another upstream, too, which needs no credential at all.
+    other.put_manifest("mallory/open", Some("v1"), &private.manifest);
+    let files = Files::new();
+    let rules = "[{ users = [\"anonymous\"], repositories = [\"**\"] }, \
+                 { users = [\"ann\"], repositories = [\"docker.io/acme/*\"] }]";
+    let builder = Mirror::builder().upstream("docker.io", &registry).upstream("quay.io", &other).upstream_set(
+        "docker.io",
+        "credentials",
+        "[{ username = \"bot\", password = \"secret\" }]",
+    );
+    let mirror = files.access(builder, rules).start().await;
+    let ann = basic("ann", "ann-password");
+    let digest = &private.manifest.digest;
+    let layer = &private.layers[1];
+    let upstreams = ["docker.io", "quay.io"];
+    let stolen = |mirror: &Mirror, digest: &str| {
+        let addr = mirror.addr();
+        let paths = upstreams.map(|name| format!("/v2/mallory/open/blobs/{digest}?ns={name}"));
+        async move {
+            for path in paths {
+                for request in [
+                    Request::get(&path),
+                    Request::get(&path).range("bytes=0-99"),
+                    Request::get(&path).range("bytes=-99"),
+                    Request::head(&path),
+                ] {
+                    let answer = crate::support::client::send(addr, &request).await;
+                    assert!([403, 404].contains(&answer.status()), "{path}: {}", answer.status());
+                    assert!(answer.body.len() < 2000, "{path}");
+                }
+            }
+        }
+    };
+    // The manifest itself is what Mallory has anyway.
+    for name in upstreams {
+        let open = mirror.get(&format!("/v2/mallory/open/manifests/v1?ns={name}")).await;
+        open.assert_ok(&private.manifest.bytes);
+    }
+    // Nobody has it yet.
+    stolen(&mirror, &layer.digest).await;
+    // Just arriving, for Ann.
+    assert_eq!(get(&mirror, &manifest("acme/secret", "v1"), &ann).await.status(), 200);
+    let gate = registry.gate_body(On::blob(&layer.digest).repository("acme/secret").get(), 2_000_000);
+    let path = blob("acme/secret", &layer.digest);
+    let mut arriving = mirror.connect().await;
+    arriving.send(&Request::get(&path).header("Authorization", ann.clone())).await;
+    assert_eq!(arriving.head().await.status, 200);
+    gate.arrived().await;
+    stolen(&mirror, &layer.digest).await;
+    let strangers = mirror.get(&path).await;
+    assert_eq!((strangers.status(), strangers.error_code()), (403, "DENIED".to_owned()));
+    gate.open();
+    assert_eq!(arriving.rest().await.0, layer.bytes);
+    mirror.idle().await;
+    for path in paths("acme/secret", &private) {
+        assert_eq!(get(&mirror, &path, &ann).await.status(), 200, "{path}");
+    }
+    // From the disk, and with upstream gone or not to be asked; in memory after the first time.
+    let denied = async |mirror: &Mirror| {
+        for _ in 0..2 {
+            for part in private.blobs() {
+                stolen(mirror, &part.digest).await;
+            }
+            for path in paths("acme/secret", &private) {
+                let answer = mirror.get(&path).await;
+                assert_eq!((answer.status(), answer.error_code()), (403, "DENIED".to_owned()), "{path}");
+            }
+            // A blob of it through its own repository's name elsewhere.
+            let elsewhere = mirror.get(&format!("/v2/acme/secret/manifests/{digest}?ns=quay.io")).await;
+            assert!([403, 404].contains(&elsewhere.status()), "{}", elsewhere.text());
+        }
+    };
+    denied(&mirror).await;
+    let site = mirror.stop().await;
+    let mirror = site.start().await;
+    denied(&mirror).await;
+    mirror.idle().await;
+    let site = mirror.stop().await;
+    let config = std::fs::read_to_string(site.config()).unwrap();
+    std::fs::write(site.config(), format!("offline = true\n{config}")).unwrap();
+    let mirror = site.start().await;
+    denied(&mirror).await;
+    for path in paths("acme/secret", &private).into_iter().filter(|path| !path.contains("referrers")) {
+        assert_eq!(get(&mirror, &path, &ann).await.status(), 200, "{path}");
+    }
+    mirror.finish().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_exempt_address_asks_for_no_name() {
     let registry = Registry::start().await;

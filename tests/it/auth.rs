@@ -324,3 +324,37 @@ async fn a_herd_costs_one_look_at_what_strangers_may_read() {
     assert!(heads <= 4, "{heads} requests");
     mirror.finish().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_credential_opened_stays_private_when_it_is_taken_away() {
+    let (registry, public, private, builder) = world(bearer(), true).await;
+    let mirror = builder.upstream_set("docker.io", "share_private", "true").tag_ttl("0s").start().await;
+    mirror.pull("library/app", "v1", &public).await;
+    mirror.pull("acme/secret", "v1", &private).await;
+    mirror.idle().await;
+    let site = mirror.stop().await;
+    let config = std::fs::read_to_string(site.config()).unwrap();
+    let without: Vec<_> =
+        config.lines().filter(|line| !line.starts_with("credentials") && !line.starts_with("share_private")).collect();
+    std::fs::write(site.config(), without.join("\n")).unwrap();
+    let mirror = site.start().await;
+    let paths = [
+        manifest("acme/secret", "v1"),
+        manifest("acme/secret", &private.manifest.digest),
+        blob("acme/secret", &private.layers[0].digest),
+    ];
+    for _ in 0..2 {
+        for path in &paths {
+            let answer = mirror.get(path).await;
+            assert_eq!((answer.status(), answer.error_code().as_str()), (403, "DENIED"), "{path}: {}", answer.text());
+        }
+        // What upstream shows to anybody is not.
+        mirror.pull("library/app", "v1", &public).await;
+    }
+    registry.go_down().await;
+    for path in &paths {
+        assert_ne!(mirror.get(path).await.status(), 200, "{path}");
+    }
+    mirror.pull("library/app", "v1", &public).await;
+    mirror.finish().await;
+}

@@ -125,10 +125,10 @@ async fn what_upstream_confirmed_and_what_was_public_survives_a_restart() {
     let listed = |confirmed| Some(Listed { size_bytes: 5, confirmed });
     assert_eq!(store.listed(&repository, &layer).await.unwrap(), listed(true));
     assert_eq!(store.listed(&repository, &other).await.unwrap(), listed(false));
-    assert!(!store.is_public(&repository).await.unwrap());
+    assert_eq!(store.is_public(&repository).await.unwrap(), Some(false));
     let manifest = put(&store, "another", 10).await;
     store.put_manifest(&repository, manifest, manifest_record(1, &[])).await.unwrap();
-    assert!(store.is_public(&repository).await.unwrap());
+    assert_eq!(store.is_public(&repository).await.unwrap(), Some(true));
     assert_at_rest(&store).await;
 }
 
@@ -150,7 +150,7 @@ async fn what_was_confirmed_at_once_or_before_a_refetch_is_not_forgotten() {
     for layer in &layers {
         assert!(store.listed(&repository, layer).await.unwrap().unwrap().confirmed, "{layer}");
     }
-    assert!(store.is_public(&repository).await.unwrap(), "it was had without credentials once");
+    assert_eq!(store.is_public(&repository).await.unwrap(), Some(true), "it was had without credentials once");
 }
 
 #[tokio::test]
