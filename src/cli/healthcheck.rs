@@ -3,18 +3,30 @@
 use std::io::{self, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::pki_types::ServerName;
+use rustls::{ClientConnection, StreamOwned};
+
 use super::{Settings, fail, fail_config};
+use crate::upstream;
 
 /// Arguments of `healthcheck`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Healthcheck {
-    /// Address or name of the admin listener; by default the address in the configuration
+    /// Address or name of the admin listener, with https:// before it if it speaks TLS; by default as in the configuration
     #[arg(long, value_name = "ADDRESS:PORT")]
     address: Option<String>,
     #[command(flatten)]
     settings: Settings,
+}
+
+/// The listener to ask.
+struct Target {
+    /// Host and port.
+    address: String,
+    tls: bool,
 }
 
 /// How long connecting to each address of a name, sending and each read may take.
@@ -25,17 +37,21 @@ const ANSWER_BYTES_MAX: u64 = 16 * 1024;
 
 /// Asks, and maps the answer to an exit code: 0 when the server can serve clients, 1 when not.
 pub(super) fn run(healthcheck: &Healthcheck) -> ExitCode {
-    let address = match &healthcheck.address {
-        Some(address) => address.clone(),
+    let target = match &healthcheck.address {
+        Some(address) => Target::of(address),
         None => match healthcheck.settings.load() {
             Ok(config) => match config.admin.listen.first() {
-                Some(address) => super::serve::reachable(*address).to_string(),
+                Some(address) => {
+                    let address = super::serve::reachable(*address).to_string();
+                    Target { address, tls: !config.admin.tls.is_empty() }
+                }
                 None => return fail("the admin listener is off, so there is nobody to ask"),
             },
             Err(errors) => return fail_config(&errors),
         },
     };
-    match ask(&address) {
+    let address = &target.address;
+    match target.ask() {
         Ok(answer) if answer.starts_with("HTTP/1.1 200") => ExitCode::SUCCESS,
         Ok(answer) => {
             let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body.trim());
@@ -45,15 +61,44 @@ pub(super) fn run(healthcheck: &Healthcheck) -> ExitCode {
     }
 }
 
-/// Asks at an address, or at a name: each of its addresses is tried.
-fn ask(address: &str) -> io::Result<String> {
-    let mut stream = connect(address)?;
-    stream.set_read_timeout(Some(TIMEOUT))?;
-    stream.set_write_timeout(Some(TIMEOUT))?;
+// === impl Target ===
+
+impl Target {
+    fn of(text: &str) -> Self {
+        let (address, tls) = match text.split_once("://") {
+            Some((scheme, rest)) => (rest.trim_end_matches('/'), scheme.eq_ignore_ascii_case("https")),
+            None => (text, false),
+        };
+        Self { address: address.to_owned(), tls }
+    }
+
+    /// Asks at an address, or at a name: each of its addresses is tried.
+    fn ask(&self) -> io::Result<String> {
+        let stream = connect(&self.address)?;
+        stream.set_read_timeout(Some(TIMEOUT))?;
+        stream.set_write_timeout(Some(TIMEOUT))?;
+        if !self.tls {
+            return exchange(&self.address, stream);
+        }
+        // It is asked how it is, and told nothing: whose certificate it shows doesn't matter. Certificates that have expired
+        // are for others to notice.
+        let settings = upstream::tls_settings_for_anyone().map_err(io::Error::other)?;
+        let host = self.address.rsplit_once(':').map_or(&*self.address, |(host, _)| host);
+        let name = ServerName::try_from(host.trim_matches(['[', ']']).to_owned()).map_err(io::Error::other)?;
+        let session = ClientConnection::new(Arc::new(settings), name).map_err(io::Error::other)?;
+        exchange(&self.address, StreamOwned::new(session, stream))
+    }
+}
+
+fn exchange(address: &str, mut stream: impl Read + Write) -> io::Result<String> {
     write!(stream, "GET /readyz HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
+    stream.flush()?;
     let mut answer = Vec::new();
-    stream.take(ANSWER_BYTES_MAX).read_to_end(&mut answer)?;
-    Ok(String::from_utf8_lossy(&answer).into_owned())
+    match stream.take(ANSWER_BYTES_MAX).read_to_end(&mut answer) {
+        // The connection's end need not be announced.
+        Err(error) if error.kind() != io::ErrorKind::UnexpectedEof || answer.is_empty() => Err(error),
+        _ => Ok(String::from_utf8_lossy(&answer).into_owned()),
+    }
 }
 
 fn connect(address: &str) -> io::Result<TcpStream> {

@@ -2,11 +2,13 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
 use crate::clock::Timestamp;
 use crate::metrics::UpstreamLabels;
+use crate::upstream::Breaker;
 
 use super::Mirror;
 
@@ -27,6 +29,10 @@ pub struct UpstreamHealth {
     pub last_error: Option<Arc<str>>,
     /// Body bytes received from it.
     pub received_bytes: u64,
+    /// How long it wants to be left alone with everything that can wait, if it said so.
+    pub pause: Option<Duration>,
+    /// What the circuit breaker of each endpoint does; of none for a pattern.
+    pub breakers: Vec<(String, Breaker)>,
 }
 
 /// Names that were asked for and are not configured.
@@ -78,7 +84,20 @@ impl Mirror {
             let received_bytes = mirror.metrics.upstream_bytes.get_or_create(&labels).get();
             let (failing_since, last_error) = mirror.outages.failing(&name).unzip();
             let last_success = (last_success > 0).then_some(last_success);
-            UpstreamHealth { name, endpoints, last_success, quota_left, failing_since, last_error, received_bytes }
+            let client = mirror.upstreams.client_called(&name);
+            let pause = client.as_ref().and_then(|client| client.pause());
+            let breakers = client.map(|client| client.breakers()).unwrap_or_default();
+            UpstreamHealth {
+                name,
+                endpoints,
+                last_success,
+                quota_left,
+                failing_since,
+                last_error,
+                received_bytes,
+                pause,
+                breakers,
+            }
         };
         mirror.upstreams.labels().map(one).collect()
     }

@@ -37,6 +37,7 @@ use health::RefusedNames;
 use outages::Outages;
 use rights::{Look, Rights};
 
+pub use crate::upstream::Breaker;
 pub use blobs::BlobAnswer;
 pub use denials::Denials;
 pub use error::{MirrorError, MirrorErrorKind};
@@ -86,6 +87,8 @@ struct Inner {
     failed_checks: moka::sync::Cache<(Repository, Tag), MirrorError>,
     /// The same for lists.
     failed_lists: moka::sync::Cache<ListKey, MirrorError>,
+    /// Tags of which the audit log was told that they are served stale, for a while.
+    told_stale: moka::sync::Cache<(Repository, Tag), ()>,
     /// Lists that are not kept on disk.
     lists: moka::sync::Cache<ListKey, Arc<ListRecord>>,
     /// Registries that did not answer a check in time, for as long as they are left alone.
@@ -139,6 +142,9 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// one per pull, and its return is noticed within seconds.
 const FAILED_CHECK_WINDOW: Duration = Duration::from_secs(5);
 
+/// How often the audit log is told of the same tag that it is served stale.
+const TOLD_FOR: Duration = Duration::from_hours(24);
+
 /// How many bytes of lists are kept in memory.
 const LISTS_BYTES_MAX: u64 = 32 * 1024 * 1024;
 
@@ -186,6 +192,7 @@ impl Mirror {
             missing: moka::sync::Cache::builder().max_capacity(MISSING_MAX).time_to_live(settings.negative_ttl).build(),
             failed_checks: failures(),
             failed_lists: failures(),
+            told_stale: moka::sync::Cache::builder().max_capacity(FAILED_CHECKS_MAX).time_to_live(TOLD_FOR).build(),
             silent: failures(),
             lists: moka::sync::Cache::builder()
                 .max_capacity(LISTS_BYTES_MAX)

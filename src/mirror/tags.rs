@@ -5,6 +5,7 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use tokio::time::timeout;
 
+use crate::audit;
 use crate::clock::Timestamp;
 use crate::config::DeletedTags;
 use crate::metrics::UpstreamLabels;
@@ -36,6 +37,9 @@ pub(super) enum Checked {
         record: Option<TagRecord>,
     },
 }
+
+/// A tag that is served without having been confirmed for longer than this is a decision to be noted.
+const TRUSTED_FOR: Duration = Duration::from_hours(24);
 
 // === impl Mirror ===
 
@@ -75,7 +79,7 @@ impl Mirror {
         let outcome = Outcome::Stale { expired_for };
         let key = (target.repository.clone(), tag.clone());
         if let Some(failure) = self.0.failed_checks.get(&key).or_else(|| self.left_alone(target, &record)) {
-            return self.stale(target, &record, manifest, outcome, failure);
+            return self.stale(target, tag, &record, manifest, outcome, failure);
         }
         let held = record.digest;
         match timeout(PATIENCE, self.check_tag(target, tag, Some(held))).await {
@@ -90,13 +94,13 @@ impl Mirror {
                 Ok(deleted_or(target, &record, manifest, Outcome::Revalidated))
             }
             Ok((Ok(Checked::Gone { error, record: None }), _)) => Err(error),
-            Ok((Err(error), _)) => self.stale(target, &record, manifest, outcome, error),
+            Ok((Err(error), _)) => self.stale(target, tag, &record, manifest, outcome, error),
             Err(_elapsed) => {
                 let error = MirrorError::silent(&target.repository);
                 // The check goes on, but those who come in the next moments need not wait for it as well.
                 self.0.failed_checks.insert(key, error.clone());
                 self.0.silent.insert(target.repository.registry.clone(), error.clone());
-                self.stale(target, &record, manifest, outcome, error)
+                self.stale(target, tag, &record, manifest, outcome, error)
             }
         }
     }
@@ -225,6 +229,7 @@ impl Mirror {
     fn stale(
         &self,
         target: &Target,
+        tag: &Tag,
         record: &TagRecord,
         manifest: HeldManifest,
         outcome: Outcome,
@@ -237,8 +242,21 @@ impl Mirror {
         let labels = UpstreamLabels { upstream: target.upstream.policy.label.to_string() };
         self.0.metrics.stale_served.get_or_create(&labels).inc();
         self.0.metrics.stale_age_seconds.get_or_create(&labels).set(age.as_secs_f64());
+        if age > TRUSTED_FOR {
+            self.tell_stale(target, tag, age, &failure);
+        }
         let warning = format!("served stale, last confirmed {} s ago: {failure}", age.as_secs());
         Ok(ManifestAnswer { warning: Some(warning), ..manifest.answer(outcome) })
+    }
+
+    /// Notes now and then that a tag is still trusted though nobody has confirmed it for long.
+    fn tell_stale(&self, target: &Target, tag: &Tag, age: Duration, failure: &MirrorError) {
+        let key = (target.repository.clone(), tag.clone());
+        if self.0.told_stale.get(&key).is_none() {
+            self.0.told_stale.insert(key, ());
+            let reason = format!("last confirmed {} hours ago: {failure}", age.as_secs() / 3600);
+            audit::decided("served stale", &format!("{}:{tag}", target.repository), &reason);
+        }
     }
 
     /// Records that upstream has deleted a tag, which is kept for a while so that what runs can be pulled again. `None`:

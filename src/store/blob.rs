@@ -17,6 +17,7 @@ use super::io::Io;
 use super::ledger::{Reservation, now};
 use super::publish::{MODE_BLOB, publish_bytes};
 use super::{Shared, Store};
+use crate::audit;
 use crate::metrics::WhereLabels;
 use crate::oci::{Digest, Verified};
 use crate::tasks;
@@ -344,6 +345,7 @@ impl Shared {
             list.is_ok_and(|list| list.len() < QUARANTINED_MAX) && matches!(disk.facts(&quarantined), Ok(None))
         };
         let kept = keep_file && has_place() && disk.rename(&path, &quarantined).is_ok();
+        audit::decided(if kept { "quarantined" } else { "damaged content dropped" }, &digest.to_string(), &what);
         if kept {
             self.ledger.change(|index| index.quarantine(digest, serial));
             return true;

@@ -51,14 +51,11 @@ impl Inner {
         access: Access,
         findings: &mut Vec<Finding>,
     ) {
-        let host = endpoint.url.host_str().unwrap_or_default();
-        if endpoint.url.domain().is_some() && self.client.settings.proxy == super::Proxy::Direct {
+        if let Some(host) = endpoint.url.domain() {
             let start = Instant::now();
-            let found = self.resolver.look_up(host).await;
-            let said = match found {
-                Ok(addresses) if addresses.is_empty() => Err(format!("{host} has no address")),
-                Ok(addresses) => Ok(format!("{host} is {}", addresses.join(", "))),
-                Err(error) => Err(format!("{host} can't be looked up: {error}")),
+            let said = match self.client.settings.proxy.on_the_way_to(&endpoint.url) {
+                Some(proxy) => Ok(format!("{host} is looked up by {proxy}, the proxy that it is reached through")),
+                None => self.look_up(host).await,
             };
             let failed = said.is_err();
             findings.push(Finding { step: "name", took: start.elapsed(), said });
@@ -95,6 +92,14 @@ impl Inner {
             Err(failure) => Err(self.named(failure, endpoint).to_string()),
         };
         findings.push(Finding { step: "token", took: start.elapsed(), said });
+    }
+
+    async fn look_up(&self, host: &str) -> Result<String, String> {
+        match self.resolver.look_up(host).await {
+            Ok(addresses) if addresses.is_empty() => Err(format!("{host} has no address")),
+            Ok(addresses) => Ok(format!("{host} is {}", addresses.join(", "))),
+            Err(error) => Err(format!("{host} can't be looked up: {error}")),
+        }
     }
 
     /// Asks for `/v2/` and says what the door looks like.

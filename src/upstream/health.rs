@@ -25,6 +25,17 @@ struct State {
     probing: bool,
 }
 
+/// What the circuit breaker of an endpoint does at a moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Breaker {
+    /// It is asked.
+    Closed,
+    /// It failed, and is left alone for so long.
+    Open(Duration),
+    /// One request finds out whether it answers again, or may.
+    HalfOpen,
+}
+
 /// The right to ask an endpoint once. Dropped without a word, it has told nothing.
 #[derive(Debug)]
 pub(super) struct Turn<'a> {
@@ -62,6 +73,14 @@ impl Health {
         };
         state.probing |= probe;
         Ok(Turn { health: self, probe, told: false })
+    }
+
+    pub(super) fn breaker(&self, now: Instant) -> Breaker {
+        match &self.0.lock().open {
+            None => Breaker::Closed,
+            Some((until, _)) if now < *until => Breaker::Open(*until - now),
+            Some(_) => Breaker::HalfOpen,
+        }
     }
 
     /// Whether it failed a short while ago.
@@ -140,9 +159,11 @@ mod tests {
         let (health, start) = (Health::default(), Instant::now());
         fail(&health, UpstreamErrorKind::Connect, start);
         assert!(health.has_failed(start));
+        assert_eq!(health.breaker(start), Breaker::Open(SECOND));
         assert_eq!(health.enter(start).unwrap_err().kind, UpstreamErrorKind::Connect);
         let probe = health.enter(start + SECOND).unwrap();
         assert!(health.enter(start + SECOND).is_err(), "one is enough");
+        assert_eq!(health.breaker(start + SECOND), Breaker::HalfOpen);
         drop(probe);
         // A probe that was given up makes room for the next. Each failure in a row doubles the wait, up to five seconds.
         let mut now = start + SECOND;
@@ -152,6 +173,7 @@ mod tests {
             now += wait * SECOND;
         }
         health.enter(now).unwrap().succeeded();
+        assert_eq!(health.breaker(now), Breaker::Closed);
         assert!(health.enter(now).is_ok() && !health.has_failed(now));
         fail(&health, UpstreamErrorKind::Certificate, now);
         assert!(health.enter(now + SECOND).is_ok(), "it begins anew");

@@ -14,6 +14,7 @@ mod docker_config;
 mod endpoint;
 mod error;
 mod examine;
+pub mod foreign;
 mod health;
 mod helper;
 mod lanes;
@@ -46,6 +47,7 @@ pub use blobs::{BlobHead, BlobRange, BlobStream};
 pub use credentials::{Credential, CredentialSource};
 pub use error::{Phase, UpstreamError, UpstreamErrorKind};
 pub use examine::Finding;
+pub use health::Breaker;
 pub use lanes::Lane;
 pub use lists::{Referrers, TagCursor, TagPage};
 pub use manifests::{ManifestBody, ManifestHead};
@@ -152,6 +154,11 @@ pub fn tls_settings(ca_file: Option<&std::path::Path>) -> Result<rustls::ClientC
     roots::settings(ca_file, false, None).map_err(|error| error.to_string())
 }
 
+/// TLS settings that believe any certificate: to ask this machine's own server how it is.
+pub fn tls_settings_for_anyone() -> Result<rustls::ClientConfig, String> {
+    roots::settings(None, true, None).map_err(|error| error.to_string())
+}
+
 // === impl Upstream ===
 
 impl Upstream {
@@ -238,6 +245,13 @@ impl Upstream {
     /// How long it wants to be left alone with everything that can wait.
     pub fn pause(&self) -> Option<Duration> {
         self.inner.client.quota.pause(Instant::now())
+    }
+
+    /// What the circuit breakers of its endpoints do, by host and port, in the order of the configuration.
+    pub fn breakers(&self) -> Vec<(String, Breaker)> {
+        let now = Instant::now();
+        let of = |endpoint: &Endpoint| (endpoint.label().to_owned(), endpoint.health.breaker(now));
+        self.inner.endpoints.iter().map(of).collect()
     }
 
     /// Whether it said that few pulls are left to us.

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use hyper_util::client::proxy::matcher::Matcher;
 use url::Url;
 
 use super::error::{Failure, UpstreamErrorKind};
@@ -78,7 +79,7 @@ impl Proxy {
         match self {
             Self::Direct => Ok(builder),
             // The library applies that to names only.
-            Self::Environment(Environment { no_proxy, .. }) if no_proxy.trim() == "*" => Ok(builder),
+            Self::Environment(environment) if environment.excepts_all() => Ok(builder),
             Self::Through(address) => Ok(builder.proxy(address.proxy(reqwest::Proxy::all)?)),
             Self::Environment(Environment { http, https, no_proxy }) => {
                 let except = || reqwest::NoProxy::from_string(no_proxy);
@@ -93,11 +94,62 @@ impl Proxy {
             }
         }
     }
+
+    /// The proxy that an address is reached through, which then looks its name up.
+    pub(super) fn on_the_way_to(&self, url: &Url) -> Option<&ProxyAddress> {
+        match self {
+            Self::Direct => None,
+            Self::Through(address) => Some(address),
+            Self::Environment(environment) => environment.proxy_for(url),
+        }
+    }
+}
+
+// === impl Environment ===
+
+impl Environment {
+    /// The library applies `*` to names only.
+    fn excepts_all(&self) -> bool {
+        self.no_proxy.trim() == "*"
+    }
+
+    fn proxy_for(&self, url: &Url) -> Option<&ProxyAddress> {
+        let address = if url.scheme() == "https" { &self.https } else { &self.http };
+        let address = address.as_ref().filter(|_| !self.excepts_all())?;
+        // What reads the exceptions is what the HTTP client reads them with; the proxy's own address doesn't matter to it.
+        let exceptions = Matcher::builder().all("http://proxy.invalid").no(self.no_proxy.as_str()).build();
+        let target = url.as_str().parse().ok()?;
+        exceptions.intercept(&target).map(|_| address)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_environment_says_what_is_reached_through_a_proxy() {
+        let address = ProxyAddress::new(Secret::new("http://proxy.corp:3128/"));
+        let environment = |no_proxy: &str| {
+            Proxy::Environment(Environment { http: None, https: Some(address.clone()), no_proxy: no_proxy.to_owned() })
+        };
+        for (no_proxy, url, through) in [
+            ("", "https://registry.example/", true),
+            ("", "http://registry.example/", false),
+            (".corp,10.0.0.0/8", "https://registry.example/", true),
+            (".corp,10.0.0.0/8", "https://registry.corp/", false),
+            (".corp,10.0.0.0/8", "https://10.1.2.3/", false),
+            (".corp,10.0.0.0/8", "https://11.1.2.3/", true),
+            ("*", "https://11.1.2.3/", false),
+        ] {
+            let proxy = environment(no_proxy);
+            let found = proxy.on_the_way_to(&url.parse().unwrap());
+            assert_eq!(found.is_some(), through, "{url} with {no_proxy}");
+        }
+        let url = "https://registry.example/".parse().unwrap();
+        assert_eq!(Proxy::Direct.on_the_way_to(&url), None);
+        assert_eq!(Proxy::Through(address.clone()).on_the_way_to(&url), Some(&address));
+    }
 
     #[test]
     fn a_proxy_s_password_is_not_shown() {

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use cachalot::oci::manifest::Manifest;
 use cachalot::oci::{range, route};
 use cachalot::server::auth;
+use cachalot::upstream::foreign;
 use cachalot::{config, oci};
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom as _;
@@ -181,6 +182,21 @@ fn ranges() {
 #[test]
 fn authorization_headers() {
     fuzz("authorization", |input| auth::parse(&String::from_utf8_lossy(input)).is_some());
+}
+
+#[test]
+fn challenges_of_upstreams() {
+    fuzz("challenge", foreign::is_challenge);
+}
+
+#[test]
+fn links_to_further_pages() {
+    fuzz("link", foreign::is_link);
+}
+
+#[test]
+fn docker_configurations() {
+    fuzz("docker_config", foreign::is_docker_config);
 }
 
 #[test]

@@ -171,11 +171,16 @@ async fn what_happens_is_shown() {
     let upstreams = api(&mirror, "/upstreams").await;
     let hub = upstreams["items"].as_array().unwrap().iter().find(|upstream| upstream["name"] == "docker.io").unwrap();
     assert!(hub["last_success_ms"].is_u64() && hub["failing_since_ms"].is_null(), "{hub}");
+    let endpoint = registry.addr().to_string();
+    assert_eq!(hub["breakers"], json!([{ "endpoint": endpoint, "state": "closed", "left_alone_ms": null }]));
+    assert_eq!(hub["paused_ms"], Value::Null);
     registry.go_down().await;
     assert!(mirror.get(&manifest("library/other", "v1")).await.status() >= 500);
     let upstreams = api(&mirror, "/upstreams").await;
     let hub = upstreams["items"].as_array().unwrap().iter().find(|upstream| upstream["name"] == "docker.io").unwrap();
     assert!(hub["failing_since_ms"].is_u64() && hub["last_error"].is_string(), "{hub}");
+    let breaker = &hub["breakers"][0];
+    assert!(breaker["state"] == "open" || breaker["state"] == "half_open", "{breaker}");
     let history = api(&mirror, "/history").await;
     let last = history["items"].as_array().unwrap().last().unwrap();
     assert_eq!(last["upstream_bytes"], status["upstream_bytes"]);

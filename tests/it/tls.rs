@@ -133,3 +133,28 @@ async fn a_changed_certificate_is_shown_and_connections_go_on() {
     get(mirror.addr(), &new, "mirror.corp", "/v2/").await;
     mirror.finish().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_healthcheck_asks_by_tls_where_operators_are_served_by_it() {
+    let registry = Registry::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    certify(folder.path(), "admin", "mirror.corp");
+    let admin = format!("127.0.0.1:{}", crate::upstreams::free_port());
+    let mirror = Mirror::builder()
+        .upstream("docker.io", &registry)
+        .set("admin", "listen", &format!("\"{admin}\""))
+        .set("admin", "tls", &files(folder.path(), "admin"))
+        .start()
+        .await;
+    let config = mirror.site().config();
+    let check = |arguments: Vec<String>| async move {
+        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_cachalot"));
+        command.arg("healthcheck").args(arguments).env_clear().stdin(std::process::Stdio::null());
+        within("the healthcheck", command.output()).await.unwrap().status.code()
+    };
+    let of = |words: [&str; 2]| words.map(str::to_owned).to_vec();
+    assert_eq!(check(of(["--config", config.to_str().unwrap()])).await, Some(0));
+    assert_eq!(check(of(["--address", &format!("https://{admin}")])).await, Some(0));
+    assert_ne!(check(of(["--address", &admin])).await, Some(0), "that is no TLS");
+    mirror.finish().await;
+}

@@ -20,6 +20,9 @@ pub(crate) struct Program {
 pub(crate) struct Serving {
     child: Child,
     pub(crate) addr: SocketAddr,
+    /// Where operators connect.
+    pub(crate) admin: SocketAddr,
+    log: PathBuf,
 }
 
 // === impl Program ===
@@ -48,21 +51,47 @@ impl Program {
         self.folder.path().join("cachalot.toml")
     }
 
+    /// Replaces a text of the configuration file.
+    pub(crate) fn rewrite(&self, from: &str, to: &str) {
+        let text = std::fs::read_to_string(self.config()).unwrap();
+        assert!(text.contains(from), "{from} is not in {text}");
+        std::fs::write(self.config(), text.replacen(from, to, 1)).unwrap();
+    }
+
     /// Starts the server, and waits until it serves.
     pub(crate) async fn serve(&self) -> Serving {
+        self.start(command("serve", &self.config())).await
+    }
+
+    /// The same, by a clock that is as far from the real one as a file says (`+3600`), however often that changes. What measures
+    /// time that has passed is left alone. Wants Debian's `faketime`.
+    pub(crate) async fn serve_by_clock(&self, file: &Path) -> Serving {
+        const LIBRARY: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1";
+        assert!(Path::new(LIBRARY).exists(), "{LIBRARY} is not there: install faketime");
+        let mut command = command("serve", &self.config());
+        command.env("LD_PRELOAD", LIBRARY).env("FAKETIME_TIMESTAMP_FILE", file);
+        command.env("FAKETIME_NO_CACHE", "1").env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+        self.start(command).await
+    }
+
+    async fn start(&self, mut command: Command) -> Serving {
         let log = self.folder.path().join("log");
         let output = std::fs::File::create(&log).unwrap();
-        let mut child = command("serve", &self.config()).stderr(output).spawn().unwrap();
-        let mut addr = None;
+        let mut child = command.stderr(output).spawn().unwrap();
+        let mut told = None;
         until("the program serves", || {
             assert!(child.try_wait().unwrap().is_none(), "it ended: {}", std::fs::read_to_string(&log).unwrap());
             let text = std::fs::read_to_string(&log).unwrap();
-            let rest = text.split_once("serving on http://").map(|(_, rest)| rest.to_owned());
-            addr = rest.and_then(|rest| rest.split_once("/v2/").map(|(addr, _)| addr.parse().unwrap()));
-            addr.is_some()
+            let between = |before: &str, after: &str| {
+                let (_, rest) = text.split_once(before)?;
+                Some(rest.split_once(after)?.0.parse::<SocketAddr>().unwrap())
+            };
+            told = between("serving on http://", "/v2/").zip(between("health and metrics on http://", "/readyz"));
+            told.is_some()
         })
         .await;
-        Serving { child, addr: addr.unwrap() }
+        let (addr, admin) = told.unwrap();
+        Serving { child, addr, admin, log }
     }
 
     /// Runs a command on the store of a server that doesn't run.
@@ -84,6 +113,22 @@ impl Serving {
     /// SIGKILL.
     pub(crate) fn kill(mut self) {
         self.end();
+    }
+
+    /// Its process.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// SIGHUP.
+    pub(crate) fn hang_up(&self) {
+        let status = Command::new("kill").args(["-HUP", &self.id().to_string()]).status();
+        assert!(status.unwrap().success());
+    }
+
+    /// What it has logged.
+    pub(crate) fn logged(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap()
     }
 
     fn end(&mut self) {

@@ -1,10 +1,12 @@
 //! `/upstreams` and `/refused`: how upstreams are, and which names were asked for that are none.
 
+use std::time::Duration;
+
 use axum::extract::State;
 use axum::response::Response;
 use serde_json::{Value, json};
 
-use crate::mirror::UpstreamHealth;
+use crate::mirror::{Breaker, UpstreamHealth};
 
 use super::page::{self, Page};
 use super::{Api, ApiError};
@@ -23,7 +25,22 @@ fn show(health: &UpstreamHealth) -> Value {
         "failing_since_ms": health.failing_since,
         "last_error": health.last_error.as_deref(),
         "received_bytes": health.received_bytes,
+        "paused_ms": health.pause.map(milliseconds),
+        "breakers": health.breakers.iter().map(|(endpoint, breaker)| show_breaker(endpoint, *breaker)).collect::<Vec<_>>(),
     })
+}
+
+fn show_breaker(endpoint: &str, breaker: Breaker) -> Value {
+    let (state, left) = match breaker {
+        Breaker::Closed => ("closed", None),
+        Breaker::Open(left) => ("open", Some(milliseconds(left))),
+        Breaker::HalfOpen => ("half_open", None),
+    };
+    json!({ "endpoint": endpoint, "state": state, "left_alone_ms": left })
+}
+
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 pub(super) async fn refused(State(api): State<Api>) -> Result<Response, ApiError> {

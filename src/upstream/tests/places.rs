@@ -334,6 +334,34 @@ async fn a_proxy_is_told_names_that_nobody_here_looks_up() {
 }
 
 #[tokio::test]
+async fn a_doctor_looks_names_up_unless_a_proxy_does() {
+    let script = Script::start(|_| Reply::ok("{}")).await;
+    let address = || ProxyAddress::new(crate::secret::Secret::new(&format!("http://bot:hunter2@{}", script.address)));
+    let environment = |no_proxy: &str| {
+        Proxy::Environment(Environment { http: Some(address()), https: None, no_proxy: no_proxy.to_owned() })
+    };
+    let none = || Proxy::Environment(Environment::default());
+    let url: Url = format!("http://registry.corp:{}", script.address.port()).parse().unwrap();
+    for (proxy, expected) in [
+        (Proxy::Direct, "registry.corp is 127.0.0.1".to_owned()),
+        (none(), "registry.corp is 127.0.0.1".to_owned()),
+        (environment(".corp"), "registry.corp is 127.0.0.1".to_owned()),
+        (environment(".example"), format!("registry.corp is looked up by http://{}", script.address)),
+        (Proxy::Through(address()), format!("registry.corp is looked up by http://{}", script.address)),
+    ] {
+        let mut options = options(vec![url.clone()]);
+        options.proxy = proxy.clone();
+        let names = network(&[("registry.corp", Ipv4Addr::LOCALHOST)]);
+        let upstream = Upstream::in_network(options, Arc::new(Metrics::new()), names);
+        let findings = upstream.examine(&repository("library/app"), Access::Anonymous).await;
+        let steps: Vec<_> = findings.iter().map(|finding| finding.step).collect();
+        assert_eq!(steps[..2], ["name", "door"], "{findings:?}");
+        let said = findings[0].said.as_ref().unwrap();
+        assert!(said.starts_with(&expected) && !said.contains("hunter2"), "{proxy:?}: {said}");
+    }
+}
+
+#[tokio::test]
 async fn every_way_to_be_gone_has_its_own_words() {
     let mut options = options(vec!["http://no-such-host.invalid".parse().unwrap()]);
     options.connect_timeout = Duration::from_secs(5);

@@ -8,16 +8,28 @@ use super::*;
 
 /// A TLS server with a certificate of its own making for one connection, and that certificate as PEM.
 fn start() -> (Url, String) {
+    start_for(None)
+}
+
+/// The same; where a certificate is given, only clients who prove that they have it are served.
+fn start_for(client: Option<rustls::pki_types::CertificateDer<'static>>) -> (Url, String) {
     let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     let pem = made.cert.pem();
     let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()));
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut config = rustls::ServerConfig::builder_with_provider(provider)
+    let config = rustls::ServerConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(vec![made.cert.der().clone()], key)
         .unwrap();
+    let config = match client {
+        None => config.with_no_client_auth(),
+        Some(certificate) => {
+            let mut known = rustls::RootCertStore::empty();
+            known.add(certificate).unwrap();
+            let verifier = rustls::server::WebPkiClientVerifier::builder_with_provider(known.into(), provider);
+            config.with_client_cert_verifier(verifier.build().unwrap())
+        }
+    };
+    let mut config = config.with_single_cert(vec![made.cert.der().clone()], key).unwrap();
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     let (config, listener) = (Arc::new(config), std::net::TcpListener::bind("127.0.0.1:0").unwrap());
     let url = format!("https://localhost:{}", listener.local_addr().unwrap().port());
@@ -29,6 +41,9 @@ fn start() -> (Url, String) {
             if stream.read(&mut request).is_ok() {
                 assert_eq!(stream.conn.alpn_protocol(), Some(&b"http/1.1"[..]));
                 stream.write_all(b"HTTP/1.1 200 x\r\ncontent-length: 2\r\n\r\n{}").unwrap();
+            } else {
+                // With unread bytes the connection would be reset, and with that the reason for the refusal lost.
+                let _ = stream.sock.read_to_end(&mut Vec::new());
             }
         }
     });
@@ -98,12 +113,33 @@ fn own_certificate(folder: &std::path::Path) -> (ClientCertificate, rustls::pki_
 }
 
 #[tokio::test]
-async fn our_own_certificate_is_read_and_shown_to_who_asks() {
+async fn our_own_certificate_is_shown_to_an_upstream_that_demands_it() {
     let folder = tempfile::tempdir().unwrap();
     let (own, der) = own_certificate(folder.path());
-    let config = roots::settings(None, false, Some(&own)).unwrap();
-    assert!(config.client_auth_cert_resolver.has_certs());
-    assert!(!der.is_empty());
+    let shown = |own: Option<ClientCertificate>| {
+        let (url, pem) = start_for(Some(der.clone()));
+        let ca_file = folder.path().join("ca.pem");
+        std::fs::write(&ca_file, pem).unwrap();
+        upstream(url, |options| {
+            options.ca_file = Some(ca_file);
+            options.client_cert = own;
+        })
+    };
+    get(&shown(Some(own))).await.unwrap();
+    // Neither nothing nor a stranger's will do, and what is wrong is said.
+    let other = tempfile::tempdir().unwrap();
+    let (strangers, _) = own_certificate(other.path());
+    for own in [None, Some(strangers)] {
+        let error = get(&shown(own)).await.unwrap_err();
+        assert!(matches!(error.kind, UpstreamErrorKind::Tls | UpstreamErrorKind::Certificate), "{error}");
+        assert!(error.to_string().contains("client_cert"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_certificate_of_ours_that_can_t_be_read_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let (own, _) = own_certificate(folder.path());
     for missing in [
         ClientCertificate { cert: folder.path().join("none"), ..own.clone() },
         ClientCertificate { key: own.cert.clone(), ..own },
