@@ -99,24 +99,21 @@ impl Mirror {
             return Ok(());
         }
         let rights = &self.0.rights;
-        if !target.upstream.client.has_credential(repository) {
-            // Nothing is held, or something was had by nobody. Otherwise a credential opened it that is gone since, and what
-            // is held of it is as private as before.
-            if rights.open.contains_key(repository) {
-                return Ok(());
-            }
-            if self.recorded_public(target).await?.unwrap_or(true) {
-                rights.open.insert(repository.clone(), ());
-                return Ok(());
-            }
-        }
-        if rights.public.contains_key(repository) {
+        let has_credential = target.upstream.client.has_credential(repository);
+        if rights.public.contains_key(repository) || (!has_credential && rights.open.contains_key(repository)) {
             return Ok(());
         }
         if rights.private.contains_key(repository) {
             return Err(private(target));
         }
-        if self.recorded_public(target).await? != Some(true) {
+        let recorded = self.recorded_public(target).await?;
+        // Nothing is held, or something was had by nobody. Otherwise a credential opened it that is gone since, and what is
+        // held of it is as private as before.
+        if !has_credential && recorded != Some(false) {
+            rights.open.insert(repository.clone(), ());
+            return Ok(());
+        }
+        if recorded != Some(true) {
             if self.0.settings.offline {
                 return Err(never_seen_open(target));
             }
@@ -191,10 +188,19 @@ impl Mirror {
         self.0.rights.open.invalidate(repository);
     }
 
-    /// Whether anything of a repository was had without a credential; `None` if nothing is held.
+    /// Whether anything of a repository was had without a credential; `None` if nothing is held. When the records can't be read
+    /// it counts as private, so that upstream is asked: cache trouble is no client's trouble (law 6).
     async fn recorded_public(&self, target: &Target) -> Result<Option<bool>, MirrorError> {
-        let known = self.0.store.is_public(&target.repository).await;
-        known.map_err(|error| MirrorError::new(MirrorErrorKind::Internal, error.to_string()))
+        match self.0.store.is_public(&target.repository).await {
+            Ok(known) => Ok(known),
+            Err(error) if self.0.settings.offline => {
+                Err(MirrorError::new(MirrorErrorKind::Internal, error.to_string()))
+            }
+            Err(error) => {
+                tracing::warn!("could not look up who may read {}: {error}; asking upstream", target.repository);
+                Ok(Some(false))
+            }
+        }
     }
 
     /// Whether what is fetched from a repository now is open to all.

@@ -220,7 +220,7 @@ async fn a_public_manifest_that_names_a_private_digest_opens_nothing_whatever_is
     stolen(&mirror, &layer.digest).await;
     // Just arriving, for Ann.
     assert_eq!(get(&mirror, &manifest("acme/secret", "v1"), &ann).await.status(), 200);
-    let gate = registry.gate_body(On::blob(&layer.digest).repository("acme/secret").get(), 2_000_000);
+    let gate = registry.gate_body(On::blob(&layer.digest).repository("acme/secret").get().once(), 2_000_000);
     let path = blob("acme/secret", &layer.digest);
     let mut arriving = mirror.connect().await;
     arriving.send(&Request::get(&path).header("Authorization", ann.clone())).await;

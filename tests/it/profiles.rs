@@ -138,6 +138,40 @@ async fn docker_hub() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn docker_hub_counts_each_manifest_once_and_an_unchanged_tag_never_again() {
+    let registry = Profile::docker_hub().start().await;
+    let index = Index::new(7, &[100, 200, 300, 400, 500, 600, 700, 800, 900, 3_000_000]);
+    registry.put_index("library/app", "v1", &index);
+    let mirror = Mirror::builder().upstream("docker.io", &registry).tag_ttl("0s").start().await;
+    let image = &index.images[0];
+    let manifest = |reference: &str| format!("/v2/library/app/manifests/{reference}?ns=docker.io");
+    let pull = async || {
+        assert_eq!(mirror.head(&manifest("v1")).await.status(), 200);
+        mirror.get(&manifest(&index.manifest.digest)).await.assert_ok(&index.manifest.bytes);
+        mirror.get(&manifest(&image.manifest.digest)).await.assert_ok(&image.manifest.bytes);
+        for part in image.blobs() {
+            let path = format!("/v2/library/app/blobs/{}?ns=docker.io", part.digest);
+            mirror.get(&path).await.assert_ok(&part.bytes);
+        }
+    };
+    pull().await;
+    for counted in [&index.manifest, &image.manifest] {
+        assert_eq!(registry.count(&On::manifest(&counted.digest).get()), 1);
+    }
+    assert_eq!(registry.pulls(), 2, "the index and one platform's manifest");
+    registry.forget_seen();
+    // The tag is never fresh, so each of these asks.
+    for _ in 0..100 {
+        pull().await;
+    }
+    assert_eq!(registry.pulls(), 2);
+    let asked = registry.seen(&On::any());
+    assert!(asked.iter().all(|seen| seen.method == "HEAD"), "{:?}", asked.iter().find(|seen| seen.method != "HEAD"));
+    assert_eq!(registry.count(&On::manifest("v1").head()), 100);
+    mirror.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn docker_hub_beyond_its_limit() {
     let world = World::new(Profile::docker_hub()).await;
     let mirror = world.builder().start().await;
@@ -233,6 +267,51 @@ async fn ecr() {
     World::new(Profile::ecr()).await.walk().await;
 }
 
+/// A cache of Docker Hub's images in ECR, whose passwords a helper fetches for that registry's name.
+#[tokio::test(flavor = "multi_thread")]
+async fn ecr_s_pull_through_cache_with_passwords_that_end_after_twelve_hours() {
+    let registry = Registry::builder().auth(Auth::Basic).redirect_blobs().start().await;
+    registry.add_user("AWS", "first-word");
+    let images = [1, 2, 3].map(|seed| Image::new(seed, &[1000]));
+    for (image, tag) in images.iter().zip(["v1", "v2", "v3"]) {
+        registry.put_image("docker-hub/library/app", tag, image);
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let script = format!(
+        "#!/bin/sh\nread -r server\necho \"$server\" >> {asked}\n[ \"$server\" = {addr} ] || exit 1\n\
+         echo '{{\"ServerURL\":\"x\",\"Username\":\"AWS\",\"Secret\":\"'\"$(cat {word})\"'\"}}'\n",
+        asked = path("asked").display(),
+        addr = registry.addr(),
+        word = path("word").display(),
+    );
+    std::fs::write(path("helper"), script).unwrap();
+    std::fs::set_permissions(path("helper"), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    std::fs::write(path("word"), "first-word").unwrap();
+    let endpoints = format!(
+        "[{{ url = \"{}\", repository_prefix = \"docker-hub\", helper = {} }}]",
+        registry.url(),
+        serde_json::json!(path("helper"))
+    );
+    let mirror = Mirror::builder()
+        .upstream_set("docker.io", "endpoints", &endpoints)
+        .upstream_set("docker.io", "share_private", "true")
+        .tag_ttl("0s")
+        .start()
+        .await;
+    let asked = || std::fs::read_to_string(path("asked")).unwrap().lines().count();
+    mirror.pull("library/app", "v1", &images[0]).await;
+    mirror.pull("library/app", "v2", &images[1]).await;
+    assert_eq!(asked(), 1, "a helper is believed for a while");
+    registry.add_user("AWS", "second-word");
+    std::fs::write(path("word"), "second-word").unwrap();
+    mirror.pull("library/app", "v3", &images[2]).await;
+    assert_eq!(asked(), 2, "and asked again once what it said is refused");
+    mirror.pull("library/app", "v1", &images[0]).await;
+    assert_eq!(asked(), 2);
+    mirror.finish().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn public_ecr() {
     World::new(Profile::public_ecr()).await.walk().await;
@@ -261,6 +340,17 @@ async fn gitlab() {
 #[tokio::test(flavor = "multi_thread")]
 async fn artifactory() {
     World::new(Profile::artifactory()).await.walk().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nexus() {
+    let world = World::new(Profile::nexus()).await;
+    world.registry.put_untagged("team/untagged", &world.public);
+    world.walk().await;
+    let mirror = world.with_credential().start().await;
+    let none = mirror.get("/v2/team/untagged/tags/list?ns=nexus.corp").await;
+    none.assert_ok(br#"{"name":"team/untagged","tags":[]}"#);
+    mirror.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -24,11 +24,11 @@ fn endpoint(parts: &str) -> String {
 }
 
 /// A free port on the loopback, for mirrors that must know each other before they start.
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-fn chained(port: u16, next: u16) -> Builder {
+pub(crate) fn chained(port: u16, next: u16) -> Builder {
     let next = endpoint(&format!("url = \"http://127.0.0.1:{next}\", mirror = true"));
     Mirror::builder()
         .set("server", "listen", &format!("\"127.0.0.1:{port}\""))
@@ -61,6 +61,39 @@ async fn a_mirror_of_a_mirror_serves_what_its_upstream_has() {
     assert_eq!(far.get(&manifest("library/app", "v1")).await.status(), 404);
     near.finish().await;
     far.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mirror_is_asked_for_a_large_blob_once_and_in_one_piece() {
+    // Played by a registry, which can be asked what it was asked.
+    let far = Registry::start().await;
+    let image = Image::new(1, &[6_000_000, 6_000_001]);
+    far.put_image("library/app", "v1", &image);
+    let [whole, broken] = [0, 1].map(|n| &image.layers[n]);
+    far.fault(On::blob(&broken.digest).get().once(), Fault::Cut(2_000_000));
+    let near = |mirror: bool| {
+        let endpoints = endpoint(&format!("url = \"{}\", mirror = {mirror}", far.url()));
+        let builder = Mirror::builder().upstream_set("docker.io", "endpoints", &endpoints);
+        builder.set("fill", "parallel_above", "\"2MiB\"").start()
+    };
+    let mirror = near(true).await;
+    mirror.pull("library/app", "v1", &image).await;
+    let asked = |blob: &Blob| {
+        let seen = far.seen(&On::blob(&blob.digest).get());
+        seen.iter().map(|seen| seen.header("range").map(str::to_owned)).collect::<Vec<_>>()
+    };
+    assert_eq!(asked(whole), [None]);
+    // What is missing after trouble is all that is asked for then, and one request after the other.
+    let [None, rest @ ..] = &asked(broken)[..] else { panic!("{:?}", asked(broken)) };
+    assert_eq!(rest.iter().flatten().count(), rest.len());
+    assert!(far.body_bytes(&On::blob(&broken.digest)) < 9_000_000, "{rest:?}");
+    mirror.finish().await;
+    // A registry is asked for a segment first.
+    far.forget_seen();
+    let mirror = near(false).await;
+    mirror.pull("library/app", "v1", &image).await;
+    assert_eq!(asked(whole)[0].as_deref(), Some("bytes=0-8388607"));
+    mirror.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -395,6 +428,87 @@ async fn an_upstream_that_refuses_everything_makes_no_held_tag_disappear() {
         for _ in 0..3 {
             mirror.pull("library/app", "v1", &image).await;
         }
+        mirror.finish().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_credential_that_has_expired_makes_no_held_tag_disappear() {
+    let bearer = Bearer { anonymous: false, ..Bearer::default() };
+    for auth in [Auth::Basic, Auth::Bearer(bearer)] {
+        let registry = Registry::builder().auth(auth).start().await;
+        registry.add_user("bot", "first-word");
+        let image = Image::new(1, &[1000, 2_000_000]);
+        registry.put_image("acme/app", "v1", &image);
+        let mirror = Mirror::builder()
+            .upstream("docker.io", &registry)
+            .upstream_set("docker.io", "credentials", "[{ username = \"bot\", password = \"first-word\" }]")
+            .upstream_set("docker.io", "share_private", "true")
+            .upstream_set("docker.io", "deleted_tags", "\"forget\"")
+            .tag_ttl("0s")
+            .start()
+            .await;
+        mirror.pull("acme/app", "v1", &image).await;
+        let list = mirror.get("/v2/acme/app/tags/list?ns=docker.io").await.body;
+        mirror.idle().await;
+        registry.add_user("bot", "second-word");
+        registry.expire_tokens();
+        let check = async |mirror: &Mirror| {
+            mirror.pull("acme/app", "v1", &image).await;
+            let stale = mirror.get(&manifest("acme/app", "v1")).await;
+            stale.assert_ok(&image.manifest.bytes);
+            // What is wrong is said to whoever looks.
+            assert!(stale.header("warning").is_some_and(|text| text.contains("credential")), "{:?}", stale.head);
+        };
+        for _ in 0..3 {
+            check(&mirror).await;
+        }
+        // Nor after a restart, when nothing is remembered.
+        let mirror = mirror.stop().await.start().await;
+        check(&mirror).await;
+        mirror.get("/v2/acme/app/tags/list?ns=docker.io").await.assert_ok(&list);
+        mirror.finish().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn blobs_keep_to_the_bandwidth_of_their_upstream_and_of_all() {
+    // However slow this machine is, less time than this would be too little. Nothing is said of more.
+    let least = |bytes: u32| Duration::from_secs_f64(f64::from(bytes) / f64::from(1 << 20) - 0.15);
+    let registries = [Registry::start().await, Registry::start().await];
+    let blobs = [1, 2].map(|seed| Blob::noise(seed, 900_000));
+    for (registry, blob) in registries.iter().zip(&blobs) {
+        registry.put_blob("library/app", blob);
+    }
+    let [one, other] = &registries;
+    let builder = || Mirror::builder().upstream("docker.io", one).upstream("quay.io", other);
+    let cap = "\"1MiB\"".to_owned();
+    for (builder, shared) in [
+        (builder().set("fill", "max_bandwidth", &cap), true),
+        (builder().upstream_set("docker.io", "max_bandwidth", &cap), false),
+    ] {
+        let mirror = builder.start().await;
+        let started = Instant::now();
+        let [hub, quay] = [("docker.io", &blobs[0]), ("quay.io", &blobs[1])].map(|(name, blob)| {
+            let path = format!("/v2/library/app/blobs/{}?ns={name}", blob.digest);
+            let (addr, bytes) = (mirror.addr(), blob.bytes.clone());
+            async move {
+                crate::support::client::send(addr, &Request::get(path)).await.assert_ok(&bytes);
+                started.elapsed()
+            }
+        });
+        let (hub, quay) = tokio::join!(hub, quay);
+        if shared {
+            assert!(hub.max(quay) >= least(1_800_000), "{hub:?} {quay:?}");
+        } else {
+            assert!(hub >= least(900_000), "{hub:?}");
+        }
+        // What is held comes from nobody.
+        let asked = one.count(&On::any());
+        let path = blob("library/app", &blobs[0].digest);
+        mirror.idle().await;
+        mirror.get(&path).await.assert_ok(&blobs[0].bytes);
+        assert_eq!(one.count(&On::any()), asked);
         mirror.finish().await;
     }
 }

@@ -504,7 +504,7 @@ fn files(folder: &Path) -> Vec<PathBuf> {
 }
 
 /// What `du` counts of the files under a folder.
-fn disk_usage(folder: &Path) -> u64 {
+pub(crate) fn disk_usage(folder: &Path) -> u64 {
     use std::os::unix::fs::MetadataExt;
     files(folder).iter().filter_map(|file| std::fs::metadata(file).ok()).map(|facts| facts.blocks() * 512).sum()
 }

@@ -66,8 +66,10 @@ struct Options {
     html_errors: bool,
     /// The code of "not found", where it is not the specification's: Harbor.
     not_found_code: Option<&'static str>,
-    /// Lists of tags also hold digests, as Artifactory's do; an empty one is null, as Nexus's.
+    /// Lists of tags also hold digests: Artifactory.
     odd_tags: bool,
+    /// An empty list of tags is null: Nexus.
+    null_tags: bool,
 }
 
 /// How the registry answers when asked for referrers.
@@ -197,9 +199,15 @@ impl Builder {
         self
     }
 
-    /// Lists of tags hold what is no tag, or null.
+    /// Lists of tags hold what is no tag.
     pub(crate) fn odd_tags(mut self) -> Self {
         self.options.odd_tags = true;
+        self
+    }
+
+    /// A list of no tags is null.
+    pub(crate) fn null_tags(mut self) -> Self {
+        self.options.null_tags = true;
         self
     }
 
@@ -258,6 +266,7 @@ impl Registry {
             html_errors: false,
             not_found_code: None,
             odd_tags: false,
+            null_tags: false,
         };
         Builder { options, bind: "127.0.0.1:0", auth: Auth::Open }
     }

@@ -167,10 +167,18 @@ impl Profile {
         gitlab
     }
 
-    /// Digests among its tags, and null for none; a POST for tokens is 401.
+    /// Digests among its tags; a POST for tokens is 401.
     pub(crate) fn artifactory() -> Self {
         let bearer = Bearer { exchange: Exchange::Refused(401), ..bearer("artifactory.corp") };
         Self::new("artifactory.corp", Auth::Bearer(bearer)).change(Builder::odd_tags)
+    }
+
+    /// Basic; null where there are no tags; serves its blobs itself.
+    pub(crate) fn nexus() -> Self {
+        let mut nexus = Self::new("nexus.corp", Auth::Basic);
+        nexus.builder = Registry::builder().auth(Auth::Basic).null_tags();
+        (nexus.redirects, nexus.anonymous) = (false, false);
+        nexus
     }
 
     /// As plain as can be.

@@ -114,8 +114,11 @@ impl Shared {
         if self.options.odd_tags {
             let mut tags: Vec<&str> = held.tags.keys().map(String::as_str).collect();
             tags.extend(held.manifests.keys().map(String::as_str));
-            let tags = if held.tags.is_empty() { Value::Null } else { json!(tags) };
             return Reply::new(200, "application/json", json!({ "name": seen.repository, "tags": tags }).to_string());
+        }
+        if self.options.null_tags && held.tags.is_empty() {
+            let body = json!({ "name": seen.repository, "tags": Value::Null });
+            return Reply::new(200, "application/json", body.to_string());
         }
         let last = request.query("last").unwrap_or_default();
         let limit = asked.unwrap_or(usize::MAX).min(self.options.tags_per_page);
