@@ -19,7 +19,7 @@ use crate::upstream::Upstream;
 pub(crate) struct Ctr;
 
 /// A containerd of a test's own, and the folder with its root, state, socket and hosts.
-struct Containerd {
+pub(crate) struct Containerd {
     // Dropped in this order: the process ends before its folder goes.
     _process: Process,
     mounts: Mounts,
@@ -47,14 +47,26 @@ impl Client for Ctr {
 // === impl Containerd ===
 
 impl Containerd {
-    /// The mirror is also the `server`, so that nothing else is ever asked.
     fn start(mirror: &Mirror) -> Containerd {
+        Containerd::start_as(mirror, None)
+    }
+
+    /// The mirror is also the `server`, so that nothing else is ever asked. With an `Authorization` for both.
+    pub(crate) fn start_as(mirror: &Mirror, authorization: Option<&str>) -> Containerd {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path();
         let hosts = path.join("hosts/docker.io");
         fs::create_dir_all(&hosts).expect("the folder can be written");
         let url = format!("http://127.0.0.1:{}", mirror.port);
-        let text = format!("server = \"{url}\"\n[host.\"{url}\"]\ncapabilities = [\"pull\", \"resolve\"]\n");
+        let header = |section: &str| {
+            let line = |value: &str| format!("[{section}]\nauthorization = \"{value}\"\n");
+            authorization.map(line).unwrap_or_default()
+        };
+        let text = format!(
+            "server = \"{url}\"\n{}[host.\"{url}\"]\ncapabilities = [\"pull\", \"resolve\"]\n{}",
+            header("header"),
+            header(&format!("host.\"{url}\".header"))
+        );
         fs::write(hosts.join("hosts.toml"), text).expect("the folder can be written");
         let below = path.display();
         let text = format!(
@@ -73,10 +85,18 @@ impl Containerd {
 
     /// Pulls and unpacks; returns the name under which containerd knows the image.
     fn pull(&self, image: &Image, by: By) -> String {
+        let (name, mut command) = self.pulling(image, by);
+        run(&mut command);
+        name
+    }
+
+    /// The same, still to be run.
+    pub(crate) fn pulling(&self, image: &Image, by: By) -> (String, Command) {
         let name = format!("docker.io/{}", image.name(by));
         let hosts = self.folder.path().join("hosts");
-        run(self.ctr(&["images", "pull", "--snapshotter", "native", "--hosts-dir"]).arg(hosts).arg(&name));
-        name
+        let mut command = self.ctr(&["images", "pull", "--snapshotter", "native", "--hosts-dir"]);
+        command.arg(hosts).arg(&name);
+        (name, command)
     }
 
     fn ctr(&self, arguments: &[&str]) -> Command {

@@ -48,7 +48,7 @@ pub(crate) fn request(method: &str, port: u16, target: &str, headers: &str, body
     Ok(answer)
 }
 
-/// Whether a registry on `port` answers its ping.
+/// Whether a registry on `port` answers its ping, be it that it wants to know who asks.
 pub(crate) fn is_registry(port: u16) -> bool {
-    request("GET", port, "/v2/", "", b"").is_ok_and(|answer| answer.status == 200)
+    request("GET", port, "/v2/", "", b"").is_ok_and(|answer| matches!(answer.status, 200 | 401))
 }

@@ -16,7 +16,7 @@ pub(crate) struct Mirror {
     pub(crate) port: u16,
     process: Process,
     folder: TempDir,
-    environment: Vec<String>,
+    before: Vec<String>,
 }
 
 // === impl Mirror ===
@@ -28,8 +28,9 @@ impl Mirror {
         Mirror::start_where(&format!("[upstreams.\"docker.io\"]\n{endpoint}\n"), &[])
     }
 
-    /// The same with upstreams as configured, and with these variables in its environment.
-    pub(crate) fn start_where(upstreams: &str, environment: &[&str]) -> Mirror {
+    /// The same with upstreams as configured, and with this in front of the program: variables for its environment, or a
+    /// program that starts it.
+    pub(crate) fn start_where(upstreams: &str, before: &[&str]) -> Mirror {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let (port, admin) = (free_port(), free_port());
         let storage = data(folder.path());
@@ -41,9 +42,9 @@ impl Mirror {
             storage.display()
         );
         fs::write(folder.path().join("cachalot.toml"), config).expect("the configuration can be written");
-        let environment: Vec<String> = environment.iter().map(|&variable| variable.to_owned()).collect();
-        let process = serve(folder.path(), port, &environment);
-        Mirror { port, process, folder, environment }
+        let before: Vec<String> = before.iter().map(|&word| word.to_owned()).collect();
+        let process = serve(folder.path(), port, &before);
+        Mirror { port, process, folder, before }
     }
 
     /// Kills the mirror with SIGKILL, at whatever it is doing.
@@ -53,7 +54,7 @@ impl Mirror {
 
     /// Starts a killed mirror again over what it left on disk.
     pub(crate) fn restart(&mut self) {
-        self.process = serve(self.folder.path(), self.port, &self.environment);
+        self.process = serve(self.folder.path(), self.port, &self.before);
     }
 
     /// `127.0.0.1:PORT/docker.io/library/x:1`: the image for a client that names the upstream in the path.
@@ -72,13 +73,13 @@ impl Mirror {
     }
 }
 
-fn serve(folder: &Path, port: u16, environment: &[String]) -> Process {
+fn serve(folder: &Path, port: u16, before: &[String]) -> Process {
     let config = folder.join("cachalot.toml");
-    let mut arguments: Vec<&OsStr> = environment.iter().map(OsStr::new).collect();
+    let mut arguments: Vec<&OsStr> = before.iter().map(OsStr::new).collect();
     let rest = [env!("CARGO_BIN_EXE_cachalot"), "serve", "--config"];
     arguments.extend(rest.map(OsStr::new));
     arguments.push(config.as_ref());
-    // `env` becomes the program that it starts.
+    // `env` becomes the program that it starts, and so must that.
     let mut process = Process::start("cachalot", "env", &arguments, folder.join("log"));
     process.wait_until_ready(|| http::is_registry(port));
     process

@@ -25,6 +25,14 @@ struct Private {
 
 const PASSWORD: &str = "hunter2-of-the-real-registry";
 
+/// Runs a program where no certificate of any authority is to be found, as in an image from scratch.
+const WITHOUT_AUTHORITIES: &str = r#"
+for folder in /etc/ssl /etc/pki /usr/share/ca-certificates /usr/local/share/ca-certificates; do
+    if [ -d "$folder" ]; then mount -t tmpfs none "$folder" || exit 1; fi
+    if [ -d "$folder" ] && [ -n "$(ls -A "$folder")" ]; then exit 1; fi
+done
+exec "$@""#;
+
 // === impl Private ===
 
 impl Private {
@@ -69,8 +77,7 @@ impl Private {
     fn mirror(&self, settings: &str) -> Mirror {
         let section =
             format!("[upstreams.\"docker.io\"]\nendpoints = [\"https://localhost:{}\"]\n{settings}\n", self.port);
-        // An image from scratch has neither of these.
-        Mirror::start_where(&section, &["SSL_CERT_FILE=/nonexistent", "SSL_CERT_DIR=/nonexistent"])
+        Mirror::start_where(&section, &["unshare", "--mount", "sh", "-c", WITHOUT_AUTHORITIES, "sh"])
     }
 
     fn ca_file(&self) -> String {
