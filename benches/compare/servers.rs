@@ -78,7 +78,7 @@ pub(crate) fn nginx(folder: &Path, root: &Path, certificate: Option<&Certificate
     let (here, root) = (folder.display(), root.display());
     let config = format!(
         "worker_processes auto;\ndaemon off;\npid {here}/pid;\nerror_log {here}/error.log;\nevents {{ worker_connections 8192; }}\n\
-         http {{\naccess_log {here}/access.log;\nsendfile on;\ntcp_nopush on;\ntcp_nodelay on;\n\
+         http {{\naccess_log {here}/access.log combined buffer=256k flush=50ms;\nsendfile on;\ntcp_nopush on;\ntcp_nodelay on;\n\
          keepalive_requests 1000000000;\nkeepalive_timeout 300;\ndefault_type application/octet-stream;\n\
          client_body_temp_path {here}/a;\nproxy_temp_path {here}/b;\nfastcgi_temp_path {here}/c;\nuwsgi_temp_path {here}/d;\n\
          scgi_temp_path {here}/e;\nserver {{ listen {addr};\n{tls}root {root}; }}\n}}\n"

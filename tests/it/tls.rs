@@ -4,16 +4,18 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
+use cachalot::store::Op;
+use rustix::io::Errno;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use crate::support::images::Image;
-use crate::support::mirror::{Mirror, blob, manifest};
-use crate::support::registry::Registry;
+use crate::support::images::{Blob, Image};
+use crate::support::mirror::{FailingDisk, Mirror, blob, manifest};
+use crate::support::registry::{On, Registry};
 use crate::support::{all, within};
 
 /// Writes a certificate for `name` of its own making, and returns it.
@@ -44,7 +46,10 @@ async fn connect(
         .with_root_certificates(roots)
         .with_no_client_auth();
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    let stream = TcpStream::connect(addr).await.unwrap();
+    // Narrow, so that the server soon notices a client that stops reading.
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(64 * 1024).unwrap();
+    let stream = socket.connect(addr).await.unwrap();
     let name = ServerName::try_from(name).unwrap();
     within("the handshake", TlsConnector::from(Arc::new(config)).connect(name, stream)).await
 }
@@ -157,4 +162,64 @@ async fn the_healthcheck_asks_by_tls_where_operators_are_served_by_it() {
     assert_eq!(check(of(["--address", &format!("https://{admin}")])).await, Some(0));
     assert_ne!(check(of(["--address", &admin])).await, Some(0), "that is no TLS");
     mirror.finish().await;
+}
+
+/// What is done to a file while a hundred clients are in the middle of it.
+#[derive(Clone, Copy, Debug)]
+enum Harm {
+    Cut,
+    Removed,
+    Unreadable,
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hundred_readers_of_a_file_that_is_harmed_get_what_is_right_and_the_next_gets_all() {
+    let folder = tempfile::tempdir().unwrap();
+    let believed = certify(folder.path(), "one", "mirror.corp");
+    for harm in [Harm::Cut, Harm::Removed, Harm::Unreadable] {
+        let registry = Registry::start().await;
+        let (large, other) = (Blob::noise(1, 6 << 20), Blob::noise(2, 300_000));
+        registry.put_blob("library/app", &large);
+        registry.put_blob("library/app", &other);
+        let disk = Arc::new(FailingDisk::default());
+        let builder = Mirror::builder().upstream("docker.io", &registry).disk(&disk);
+        let mirror = builder.set("server", "tls", &files(folder.path(), "one")).start().await;
+        let (addr, path) = (mirror.addr(), blob("library/app", &large.digest));
+        assert!(get(addr, &believed, "mirror.corp", &path).await.1 == large.bytes);
+        mirror.idle().await;
+
+        let mut readers = Vec::new();
+        for _ in 0..100 {
+            let mut reader = connect(addr, &believed, "mirror.corp").await.unwrap();
+            let request = format!("GET {path} HTTP/1.1\r\nHost: mirror.corp\r\nConnection: close\r\n\r\n");
+            reader.write_all(request.as_bytes()).await.unwrap();
+            let mut answer = vec![0; 4096];
+            within("the answer's beginning", reader.read_exact(&mut answer)).await.unwrap();
+            readers.push((reader, answer));
+        }
+        let file = mirror.site().blob_file(&large.digest);
+        match harm {
+            Harm::Cut => std::fs::OpenOptions::new().write(true).open(&file).unwrap().set_len(5 << 20).unwrap(),
+            Harm::Removed => std::fs::remove_file(&file).unwrap(),
+            Harm::Unreadable => disk.fail(Op::Read, Errno::IO),
+        }
+        let bodies = readers.into_iter().map(|(mut reader, mut answer)| async move {
+            within("the rest", reader.read_to_end(&mut answer)).await.unwrap();
+            let end = answer.windows(4).position(|window| window == b"\r\n\r\n").unwrap() + 4;
+            answer.split_off(end)
+        });
+        for body in all(bodies.collect::<Vec<_>>()).await {
+            assert!(large.bytes.starts_with(&body), "{harm:?}: {} bytes", body.len());
+            assert_eq!(body.len() == large.bytes.len(), matches!(harm, Harm::Removed), "{harm:?}: {}", body.len());
+        }
+        disk.recover();
+        assert!(get(addr, &believed, "mirror.corp", &blob("library/app", &other.digest)).await.1 == other.bytes);
+        assert!(get(addr, &believed, "mirror.corp", &path).await.1 == large.bytes, "{harm:?}");
+        match harm {
+            Harm::Cut => assert_eq!(registry.count(&On::blob(&large.digest)), 2, "fetched again"),
+            Harm::Unreadable => assert_eq!(registry.count(&On::blob(&large.digest)), 1, "it is well after all"),
+            Harm::Removed => {}
+        }
+        mirror.finish().await;
+    }
 }
