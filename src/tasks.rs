@@ -2,8 +2,10 @@
 
 use std::fmt;
 use std::future::Future;
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
+use std::thread;
 
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -31,6 +33,11 @@ where
     F::Output: Send + 'static,
 {
     tokio::spawn(future.instrument(tracing::debug_span!("task", name)))
+}
+
+/// Starts a thread of its own for work that blocks as long as the program runs.
+pub fn thread(name: &'static str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    thread::Builder::new().name(name.to_owned()).spawn(work).map(drop)
 }
 
 // === impl Pool ===

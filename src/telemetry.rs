@@ -1,14 +1,20 @@
 //! Log output: its format, its level, and where it goes.
 
-use std::io::{self, IsTerminal};
+mod lines;
+mod text;
 
+use std::io::{self, IsTerminal};
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::ParseError;
 use tracing_subscriber::reload;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
+
+use lines::Lines;
+use text::Text;
 
 /// How a log line looks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
@@ -35,6 +41,9 @@ pub enum TelemetryError {
         /// What is wrong with it.
         source: ParseError,
     },
+    /// The thread that writes it could not be started.
+    #[error("could not start the thread that writes the log: {0}")]
+    Thread(#[from] io::Error),
     /// Nobody has set it up, so there is nothing to change.
     #[error("the log is not set up in this process")]
     NotSet,
@@ -43,24 +52,34 @@ pub enum TelemetryError {
     AlreadySet(#[from] TryInitError),
 }
 
-/// Changes the filter of the one log that a process has, and knows the one in force.
-struct Levels {
+/// The one log that a process has: changes its filter, knows the one in force, and what is not written yet.
+struct Log {
+    lines: Lines,
     change: Box<dyn Fn(EnvFilter) -> Result<(), reload::Error> + Send + Sync>,
     level: Mutex<String>,
 }
 
-static LEVELS: OnceLock<Levels> = OnceLock::new();
+static LOG: OnceLock<Log> = OnceLock::new();
 
-/// Sends log lines that pass `filter` (as in `info,cachalot::access=off`) to standard error. Only once a process.
+/// How long the end of a program waits for a log that is not taken.
+const FLUSH_MAX: Duration = Duration::from_secs(5);
+
+/// Sends log lines that pass `filter` (as in `info,cachalot::access=off`) to standard error, a moment later. Only once a
+/// process, which must [`flush`] before it ends.
 pub fn init(format: Format, filter: &str) -> Result<(), TelemetryError> {
     let level = filter.to_owned();
-    let lines = tracing_subscriber::fmt()
-        .with_env_filter(parse(filter)?)
-        .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal());
+    let out = Lines::start(io::stderr())?;
+    let coloured = format == Format::Text && io::stderr().is_terminal();
+    let lines = tracing_subscriber::fmt().with_env_filter(parse(filter)?).with_writer(out.clone()).with_ansi(coloured);
     let change: Box<dyn Fn(EnvFilter) -> Result<(), reload::Error> + Send + Sync> = match format {
-        Format::Text => {
+        Format::Text if coloured => {
             let lines = lines.with_filter_reloading();
+            let handle = lines.reload_handle();
+            lines.finish().try_init()?;
+            Box::new(move |filter| handle.reload(filter))
+        }
+        Format::Text => {
+            let lines = lines.event_format(Text).with_filter_reloading();
             let handle = lines.reload_handle();
             lines.finish().try_init()?;
             Box::new(move |filter| handle.reload(filter))
@@ -73,21 +92,28 @@ pub fn init(format: Format, filter: &str) -> Result<(), TelemetryError> {
         }
     };
     // There is one log a process, or this would have failed above.
-    let _ = LEVELS.set(Levels { change, level: Mutex::new(level) });
+    let _ = LOG.set(Log { lines: out, change, level: Mutex::new(level) });
     Ok(())
+}
+
+/// Waits until all that was logged is written, or a log that nobody takes has had its time.
+pub fn flush() {
+    if let Some(log) = LOG.get() {
+        log.lines.flush(FLUSH_MAX);
+    }
 }
 
 /// The filter in force, if the log is set up.
 pub fn level() -> Option<String> {
-    LEVELS.get().map(|levels| levels.level.lock().clone())
+    LOG.get().map(|log| log.level.lock().clone())
 }
 
 /// Puts another filter in force.
 pub fn set_level(filter: &str) -> Result<(), TelemetryError> {
     let parsed = parse(filter)?;
-    let levels = LEVELS.get().ok_or(TelemetryError::NotSet)?;
-    let mut level = levels.level.lock();
-    (levels.change)(parsed).map_err(|_| TelemetryError::NotSet)?;
+    let log = LOG.get().ok_or(TelemetryError::NotSet)?;
+    let mut level = log.level.lock();
+    (log.change)(parsed).map_err(|_| TelemetryError::NotSet)?;
     filter.clone_into(&mut level);
     Ok(())
 }

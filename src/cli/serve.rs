@@ -25,7 +25,9 @@ pub(super) fn run(settings: &Settings) -> ExitCode {
     if let Err(error) = telemetry::init(format, &config.log.level) {
         return fail(&error.to_string());
     }
-    block_on(serve(config, settings.source()))
+    let code = block_on(serve(config, settings.source()));
+    telemetry::flush();
+    code
 }
 
 async fn serve(config: Config, source: ConfigSource) -> ExitCode {

@@ -69,6 +69,11 @@ const ATTEMPTS: usize = 3;
 // === impl BlobAnswer ===
 
 impl BlobAnswer {
+    /// All its bytes, where they are in memory.
+    pub fn in_memory(&self) -> Option<Bytes> {
+        if let Content::InMemory(bytes) = &self.content { Some(bytes.clone()) } else { None }
+    }
+
     /// The bytes of `ranges` one after the other, or of the whole blob, and what to say of them. Ranges ascend and don't
     /// overlap.
     pub fn pieces(self, ranges: Option<&[ByteRange]>) -> (Pieces, Outcome) {

@@ -1,5 +1,6 @@
 //! Which upstream a request means. A closed world: names are looked up, never dialled (law 10).
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 
 use crate::oci::{RegistryName, RepositoryName};
@@ -135,8 +136,13 @@ impl Names {
     }
 
     fn look_up(&self, name: &str) -> Option<(RegistryName, usize)> {
-        let name = name.to_ascii_lowercase();
-        if let Some(found) = self.exact.get(&name) {
+        // Each request is looked up several times, and hardly any is written in capitals.
+        let name: Cow<'_, str> = if name.bytes().any(|byte| byte.is_ascii_uppercase()) {
+            name.to_ascii_lowercase().into()
+        } else {
+            name.into()
+        };
+        if let Some(found) = self.exact.get(&*name) {
             return Some(found.clone());
         }
         let (_, upstream) = self.patterns.iter().find(|(suffix, _)| {

@@ -49,6 +49,9 @@ pub enum InvalidDigest {
     NotHex,
 }
 
+/// How long the text form of the longest digest is.
+const TEXT_BYTES_MAX: usize = "sha512:".len() + 128;
+
 /// Computes a digest over bytes that arrive in pieces.
 #[derive(Clone)]
 pub struct Hasher(State);
@@ -122,9 +125,14 @@ impl Digest {
 
     /// The lower-case hex digits, without the algorithm.
     pub fn hex(&self) -> String {
+        let text = self.to_string();
+        text[self.algorithm().as_str().len() + 1..].to_owned()
+    }
+
+    fn bytes(&self) -> &[u8] {
         match self {
-            Self::Sha256(bytes) => hex::encode(bytes),
-            Self::Sha512(bytes) => hex::encode(bytes),
+            Self::Sha256(bytes) => bytes,
+            Self::Sha512(bytes) => bytes,
         }
     }
 
@@ -175,9 +183,15 @@ impl From<Digest> for String {
     }
 }
 
+/// Written in one piece and without allocating: each hit writes its digest several times.
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.algorithm(), self.hex())
+        let algorithm = self.algorithm();
+        let (name, mut text) = (algorithm.as_str(), [b':'; TEXT_BYTES_MAX]);
+        let text = &mut text[..name.len() + 1 + algorithm.hex_len()];
+        text[..name.len()].copy_from_slice(name.as_bytes());
+        hex::encode_to_slice(self.bytes(), &mut text[name.len() + 1..]).map_err(|_| fmt::Error)?;
+        f.write_str(str::from_utf8(text).map_err(|_| fmt::Error)?)
     }
 }
 

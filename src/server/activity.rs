@@ -1,6 +1,7 @@
 //! What was asked lately: the last requests, and totals for charts.
 
 use std::collections::VecDeque;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -51,7 +52,7 @@ pub struct Finished {
     /// Milliseconds until its end.
     pub duration_ms: f64,
     /// The client's address.
-    pub client: Option<String>,
+    pub client: Option<IpAddr>,
     /// Who it said it is, if that was proven.
     pub user: Option<String>,
     /// What went wrong.

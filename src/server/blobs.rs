@@ -1,7 +1,9 @@
 //! Answers with blobs: whole or ranges of them, the same from a file, a fill, or an upstream passed through (law 5).
 
+use axum::body::Body;
 use http::StatusCode;
 
+use crate::mirror::Outcome;
 use crate::oci::Digest;
 use crate::oci::error::ErrorCode;
 
@@ -32,6 +34,10 @@ pub(super) async fn answer(ask: &Ask<'_>, digest: &Digest) -> Answer {
         }
     };
     let mut response = content_head(digest, CONTENT_TYPE, blob.size_bytes, &selection);
+    if let (Selection::Whole, Some(bytes)) = (&selection, blob.in_memory()) {
+        *response.body_mut() = Body::from(bytes);
+        return Ok((response, Outcome::Hit));
+    }
     let length = selection.len(blob.size_bytes);
     let (pieces, outcome) = blob.pieces(selection.ranges());
     *response.body_mut() = body::stream(selection.body(pieces), length, ask.abort.clone(), |_| {});

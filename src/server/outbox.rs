@@ -55,7 +55,7 @@ pub(super) enum WireBuf {
 pub(super) struct Mismatch;
 
 /// How long one part may be.
-pub(super) const PART_BYTES_MAX: usize = 1 << 20;
+pub(super) const PART_BYTES_MAX: usize = 2 << 20;
 
 /// Zeros that are never read, and so take address space but no memory.
 static PLACEHOLDER: LazyLock<&'static [u8]> = LazyLock::new(|| Box::leak(vec![0; PART_BYTES_MAX].into_boxed_slice()));

@@ -83,11 +83,14 @@ impl EdgeCell {
 /// The service of the registry listener. Until there is an edge, clients are told so at once and try their next host: left
 /// waiting, they would wait for as long as a server that went before holds the data directory.
 pub fn router(edge: EdgeCell, recorder: Recorder) -> Router {
-    let record = axum::middleware::from_fn_with_state(recorder, access_log::record);
-    Router::new().fallback(handle).with_state(edge).layer(record)
+    Router::new().fallback(handle).with_state((edge, recorder))
 }
 
-async fn handle(State(edge): State<EdgeCell>, request: Request) -> Response {
+async fn handle(State((edge, recorder)): State<(EdgeCell, Recorder)>, request: Request) -> Response {
+    access_log::recorded(recorder, request, |request| respond(edge, request)).await
+}
+
+async fn respond(edge: EdgeCell, request: Request) -> Response {
     let mut logged = Logged::default();
     // Nothing that is asked here has a body; one that comes all the same is left to the connection.
     let (request, _body) = request.into_parts();

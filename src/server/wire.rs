@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
 use rustix::net::{SendAncillaryBuffer, SendFlags};
@@ -55,9 +56,16 @@ struct FileSender {
     /// The turn that `used_bytes` is about.
     turn: u64,
     used_bytes: usize,
-    /// What was found in memory, or brought there, since the socket was last full.
-    resident: Option<(Arc<OpenFile>, Range<u64>)>,
+    /// What was found in memory, or brought there, a moment ago.
+    resident: Option<Resident>,
     fetching: Option<BoxFuture<'static, ()>>,
+}
+
+/// Bytes of a file that were in memory at some time.
+struct Resident {
+    file: Arc<OpenFile>,
+    range: Range<u64>,
+    since: Instant,
 }
 
 /// What came of sending a part.
@@ -73,11 +81,13 @@ enum Sent {
     ConnectionFailed(io::Error),
 }
 
-/// How much goes into one call.
-const SEND_BYTES: usize = 512 << 10;
+/// How long what was found in memory is believed to be there: it may take a client long to make room, and the kernel may
+/// need the memory meanwhile.
+const RESIDENT_FOR: Duration = Duration::from_millis(100);
 
-/// How much a connection may send before others have their turn: some 0.2 ms' worth.
-const TURN_BYTES: usize = 2 << 20;
+/// How much a connection may send before others have their turn: a millisecond or two. Each turn's end wakes another worker,
+/// which takes the connection over as often as not; with 2 MiB that cost more than it gave.
+const TURN_BYTES: usize = 8 << 20;
 
 // === impl TcpStream ===
 
@@ -257,12 +267,8 @@ impl FileSender {
         if self.poll_resident(&part, cx).is_pending() {
             return Sent::Later;
         }
-        match wire.poll_send_file(cx, &part.file, part.offset, part.len.min(SEND_BYTES)) {
-            Poll::Pending => {
-                // It may take the client long to make room, and the kernel may need the memory.
-                self.resident = None;
-                Sent::Full
-            }
+        match wire.poll_send_file(cx, &part.file, part.offset, part.len) {
+            Poll::Pending => Sent::Full,
             Poll::Ready(Ok(0)) => {
                 let what = format!("it ends before byte {}", part.offset);
                 part.file.mark_suspect(&what);
@@ -299,19 +305,16 @@ impl FileSender {
             self.fetching = None;
         }
         // Not asked again: where memory is that scarce, sending has to wait for the disk all the same.
-        self.resident = Some((part.file.clone(), part.range()));
+        self.resident = Some(Resident::now(part));
         Poll::Ready(())
     }
 
     fn find_resident(&mut self, part: &FilePart) -> bool {
-        let known = |(file, range): &(Arc<OpenFile>, Range<u64>)| {
-            Arc::ptr_eq(file, &part.file) && range.start <= part.offset && part.range().end <= range.end
-        };
-        if self.resident.as_ref().is_some_and(known) {
+        if self.resident.as_ref().is_some_and(|resident| resident.covers(part)) {
             return true;
         }
         let found = part.file.is_resident(part.offset, part.len);
-        self.resident = found.then(|| (part.file.clone(), part.range()));
+        self.resident = found.then(|| Resident::now(part));
         found
     }
 }
@@ -319,6 +322,21 @@ impl FileSender {
 impl std::fmt::Debug for FileSender {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("FileSender").field("fetching", &self.fetching.is_some()).finish_non_exhaustive()
+    }
+}
+
+// === impl Resident ===
+
+impl Resident {
+    fn now(part: &FilePart) -> Self {
+        Self { file: part.file.clone(), range: part.range(), since: Instant::now() }
+    }
+
+    fn covers(&self, part: &FilePart) -> bool {
+        Arc::ptr_eq(&self.file, &part.file)
+            && self.range.start <= part.offset
+            && part.range().end <= self.range.end
+            && self.since.elapsed() < RESIDENT_FOR
     }
 }
 
@@ -397,7 +415,7 @@ mod tests {
     #[test]
     fn a_fast_client_has_its_turn_and_then_others_have_theirs() {
         let file = open_file(&vec![1; PART_BYTES_MAX]);
-        let outbox = outbox(9, &file);
+        let outbox = outbox(4 * TURN_BYTES / PART_BYTES_MAX + 1, &file);
         let wire = Greedy { stream: tokio::io::duplex(1).0, taken: Cell::new(0) };
         let mut sender = FileSender::default();
         let cx = &mut Context::from_waker(std::task::Waker::noop());

@@ -75,9 +75,13 @@ impl OpenFile {
         Arc::new(Self { file: Some(file), path, io, suspect: AtomicBool::new(false), residue: Mutex::new(None) })
     }
 
-    /// Reads exactly `len` bytes from `offset` on, on the I/O threads. An error names the file, which is doubted from then
-    /// on.
+    /// Reads exactly `len` bytes from `offset` on, on the I/O threads if the disk must be waited for. An error names the
+    /// file, which is doubted from then on.
     pub async fn read_at(self: &Arc<Self>, offset: u64, len: usize) -> io::Result<Bytes> {
+        // Copying what is in memory takes less time than handing the work to a thread does.
+        if let Some(bytes) = self.read_at_once(offset, len) {
+            return Ok(bytes);
+        }
         let this = self.clone();
         let read = move || {
             let mut buffer = this.io.buffers.take(len);
@@ -92,6 +96,12 @@ impl OpenFile {
             StoreError::Io { source, .. } => io::Error::new(source.kind(), error),
             _ => io::Error::other(error),
         })
+    }
+
+    fn read_at_once(&self, offset: u64, len: usize) -> Option<Bytes> {
+        let mut buffer = self.io.buffers.take(len);
+        let file = self.file().ok()?;
+        self.io.disk.read_at_once(file, offset, buffer.room()).then(|| buffer.freeze())
     }
 
     /// How much of it should be read at a time: less while many clients are read for.
@@ -163,8 +173,13 @@ impl Store {
             return Ok(Some(Blob { digest, size_bytes, file }));
         }
         // A doubted file is hashed, by one of those who ask for it.
-        let guard =
-            if self.shared.io.sending.has_suspects() { Some(self.shared.blob_locks.lock(&digest).await) } else { None };
+        let guard = if self.shared.io.sending.has_suspects() {
+            Some(self.shared.blob_locks.lock(&digest).await)
+        } else if let Some(file) = self.shared.open_at_once(&digest, hit.serial, size_bytes) {
+            return Ok(Some(Blob { digest, size_bytes, file }));
+        } else {
+            None
+        };
         let shared = self.shared.clone();
         let open = move || {
             let _guard = guard;
@@ -278,6 +293,21 @@ impl Shared {
     /// caller holds the digest's lock.
     pub(super) fn keep_held(&self, digest: &Digest) -> bool {
         self.ledger.change(|index| index.keep(digest) && index.hit(digest).is_some())
+    }
+
+    /// Opens a blob's file where that takes no wait for the disk. `None` if it does, or if anything is not as it should be.
+    fn open_at_once(&self, digest: &Digest, serial: u64, size_bytes: u64) -> Option<Arc<OpenFile>> {
+        let path = self.layout.blob(digest);
+        let file = self.io.disk.open_at_once(&path)?;
+        if self.io.disk.size(&file, &path).ok()? != size_bytes {
+            return None;
+        }
+        let file = OpenFile::new(file, path, self.io.clone());
+        match self.ledger.change(|index| index.attach(digest, serial, &file)) {
+            Attach::Attached => Some(file),
+            Attach::Taken(other) => (!other.is_suspect()).then_some(other),
+            Attach::Gone => None,
+        }
     }
 
     fn open_file(self: &Arc<Self>, digest: Digest, serial: u64, size_bytes: u64) -> Result<Opened, StoreError> {

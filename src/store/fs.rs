@@ -212,6 +212,38 @@ impl Disk {
         absent(self.run(Op::Open, path, || File::open(path)))
     }
 
+    /// Opens a file for reading where that doesn't wait for the disk, because the kernel knows the way to it by heart. `None`
+    /// says nothing. What can be made to fail may also be made to wait, and isn't tried.
+    #[cfg(target_os = "linux")]
+    pub(super) fn open_at_once(&self, path: &Path) -> Option<File> {
+        use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
+        if self.faults.is_some() {
+            return None;
+        }
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        openat2(CWD, path, flags, Mode::empty(), ResolveFlags::CACHED).ok().map(File::from)
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    pub(super) fn open_at_once(&self, _: &Path) -> Option<File> {
+        None
+    }
+
+    /// Fills `buffer` from `offset` on where that doesn't wait for the disk, because all of it is in memory. `false` says
+    /// nothing.
+    #[cfg(target_os = "linux")]
+    pub(super) fn read_at_once(&self, file: &File, offset: u64, buffer: &mut [u8]) -> bool {
+        let len = buffer.len();
+        let slices = &mut [io::IoSliceMut::new(buffer)];
+        let flags = rustix::io::ReadWriteFlags::NOWAIT;
+        self.faults.is_none() && rustix::io::preadv2(file, slices, offset, flags) == Ok(len)
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    pub(super) fn read_at_once(&self, _: &File, _: u64, _: &mut [u8]) -> bool {
+        false
+    }
+
     /// Opens a file for reading and writing.
     pub(super) fn open_for_writing(&self, path: &Path) -> Result<File, StoreError> {
         self.run(Op::Open, path, || OpenOptions::new().read(true).write(true).open(path))

@@ -52,7 +52,7 @@ const HOMES: [(&str, &[&str]); 24] = [
     ("rayon", &["tasks.rs", "store/recover.rs"]),
     ("clap", &["cli/"]),
     ("toml", &["config/", "demo/"]),
-    ("tracing_subscriber", &["telemetry.rs"]),
+    ("tracing_subscriber", &["telemetry.rs", "telemetry/"]),
     ("std::fs", &["store/", "files.rs"]),
     ("tokio::fs", &[]),
     ("std::process::exit", &["main.rs"]),

@@ -87,8 +87,17 @@ struct LoggedBody {
 
 /// The middleware: `axum::middleware::from_fn_with_state(recorder, access_log::record)`, outermost.
 pub async fn record(State(recorder): State<Recorder>, request: Request, next: Next) -> Response {
+    recorded(recorder, request, |request| next.run(request)).await
+}
+
+/// What `answer` says to a request, noted when its body ends. The same as the middleware, for a handler that is alone on its
+/// listener: a layer costs several allocations a request.
+pub(super) async fn recorded<F>(recorder: Recorder, request: Request, answer: impl FnOnce(Request) -> F) -> Response
+where
+    F: Future<Output = Response>,
+{
     let mut line = Line::new(recorder, &request);
-    let mut response = next.run(request).await;
+    let mut response = answer(request).await;
     line.answered(&mut response);
     response.map(|body| {
         line.complete = body.is_end_stream() || line.method == Method::HEAD;
@@ -182,7 +191,7 @@ impl Line {
     /// The request as it is remembered. Takes what nobody needs after it.
     fn finished(&mut self) -> Finished {
         let aborted = self.abort.as_ref().and_then(AbortHandle::reason);
-        let client = self.client().map(|client| client.to_string());
+        let client = self.client();
         let logged = std::mem::take(&mut self.logged);
         Finished {
             id: 0,

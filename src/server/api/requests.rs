@@ -16,7 +16,9 @@ pub(super) async fn list(State(api): State<Api>, RawQuery(query): RawQuery) -> R
         is("outcome", request.outcome)
             && is("upstream", &request.upstream)
             && is("repository", &request.repository)
-            && query.get("client").is_none_or(|client| request.client.as_deref() == Some(client))
+            && query
+                .get("client")
+                .is_none_or(|client| request.client.is_some_and(|address| address.to_string() == *client))
     });
     let next = (items.len() == limit).then(|| items.last().map(|request| request.id.to_string())).flatten();
     page::ok(&Page { items, next })
