@@ -1,4 +1,4 @@
-//! Readers who must say who they are: skopeo and containerd with passwords and tokens, and rules that keep users out.
+//! Readers who must say who they are: skopeo, podman and containerd with passwords and tokens, and rules that keep users out.
 
 use std::fs;
 use std::process::Command;
@@ -108,6 +108,34 @@ fn skopeo_says_who_it_is_by_password_and_by_token() {
         command.arg(format!("docker://{}", guarded.mirror.path_name(image, By::Tag)));
         command.arg(format!("dir:{}", folder.path().display()));
         succeeds(command)
+    });
+}
+
+#[test]
+fn podman_logs_in_and_pulls_and_a_wrong_password_fails_at_the_login() {
+    check(|guarded, image, (name, password)| {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = |part: &str| folder.path().join(part);
+        let podman = |arguments: &[&str]| {
+            let mut command = tool("podman");
+            command.env("REGISTRY_AUTH_FILE", path("auth.json"));
+            command.args(["--storage-driver", "vfs", "--cgroup-manager", "cgroupfs", "--events-backend", "none"]);
+            for (option, part) in [("--root", "root"), ("--runroot", "run"), ("--tmpdir", "tmp")] {
+                command.arg(option).arg(path(part));
+            }
+            command.args(arguments);
+            command
+        };
+        let registry = format!("127.0.0.1:{}", guarded.mirror.port);
+        let login = ["login", "--tls-verify=false", "--username", name, "--password", password, &registry];
+        if !succeeds(podman(&login)) {
+            return false;
+        }
+        assert!(!REFUSED.contains(&(name, password)), "{name} was let in by a wrong password");
+        let source = guarded.mirror.path_name(image, By::Tag);
+        let mut pull = podman(&["pull", "--quiet", "--tls-verify=false", "--signature-policy"]);
+        pull.arg(&FIXTURE.policy).arg(source);
+        succeeds(pull)
     });
 }
 
