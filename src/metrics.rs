@@ -98,6 +98,8 @@ pub struct Metrics {
     pub store_blobs: Gauge,
     pub store_pinned_bytes: Gauge,
     pub store_degraded: Gauge,
+    pub store_backlog: Gauge,
+    pub store_unkept: Counter,
     pub scrubbed_bytes: Counter,
     pub evicted_bytes: Counter,
     pub evicted_idle_seconds: Histogram,
@@ -165,6 +167,8 @@ impl Metrics {
             store_blobs: Gauge::default(),
             store_pinned_bytes: Gauge::default(),
             store_degraded: Gauge::default(),
+            store_backlog: Gauge::default(),
+            store_unkept: Counter::default(),
             scrubbed_bytes: Counter::default(),
             evicted_bytes: Counter::default(),
             evicted_idle_seconds: Histogram::new(IDLE_BUCKETS),
@@ -231,6 +235,16 @@ impl Metrics {
             "store_degraded",
             "1 while the disk can't keep what it should, and content is passed through",
             self.store_degraded.clone(),
+        );
+        r.register(
+            "store_backlog",
+            "Manifests, tags and lists that were served from memory and are not on disk yet",
+            self.store_backlog.clone(),
+        );
+        r.register(
+            "store_unkept",
+            "Manifests, tags and lists that were served and that the disk did not take in the end",
+            self.store_unkept.clone(),
         );
         r.register("scrubbed_bytes", "Bytes that the scrub hashed again", self.scrubbed_bytes.clone());
         r.register("evicted_bytes", "Bytes evicted to make room", self.evicted_bytes.clone());

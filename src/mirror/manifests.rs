@@ -128,17 +128,18 @@ impl Mirror {
         // Held because another repository has it too: a HEAD, which costs no quota, tells whether this one does.
         if let Ok(Some(bytes)) = self.0.store.read_blob(digest).await {
             match client.head_manifest(repository, &reference, Access::Configured).await {
-                Ok(head) => return self.keep_manifest(target, *digest, bytes, head.media_type.as_deref()).await,
+                Ok(head) => return self.keep_manifest(target, *digest, bytes, head.media_type.as_deref()),
                 Err(error) if head_not_supported(&error) => {}
                 Err(error) => return Err(error.into()),
             }
         }
         let body = client.get_manifest(repository, &reference, Access::Configured).await?;
-        self.keep_manifest(target, *digest, body.bytes, body.media_type.as_deref()).await
+        self.keep_manifest(target, *digest, body.bytes, body.media_type.as_deref())
     }
 
-    /// Verifies, keeps and records a manifest that upstream sent. What the disk can't take is served all the same.
-    pub(super) async fn keep_manifest(
+    /// Verifies, keeps and records a manifest that upstream sent. Nobody waits for the disk, and what
+    /// that can't take is served all the same.
+    pub(super) fn keep_manifest(
         &self,
         target: &Target,
         digest: Digest,
@@ -166,15 +167,11 @@ impl Mirror {
             public: self.is_public(target),
             confirmed: Vec::new(),
         };
-        if !record.public {
+        let is_private = !record.public;
+        self.0.store.keep_manifest(repository, verified, bytes.clone(), record);
+        // From here on its record is seen, so nobody takes the repository for open any more.
+        if is_private {
             self.note_private(repository);
-        }
-        let kept = async {
-            self.0.store.put_blob(verified, bytes.clone()).await?;
-            self.0.store.put_manifest(repository, digest, record).await
-        };
-        if let Err(error) = kept.await {
-            tracing::warn!(%repository, "could not keep a manifest: {error}; it is served all the same");
         }
         self.prefetch(target, digest, &manifest);
         Ok(HeldManifest { bytes, media_type, digest })

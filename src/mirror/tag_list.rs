@@ -166,8 +166,8 @@ impl Mirror {
                 let list = Arc::new(mirror.heard(&target, work.await)?);
                 mirror.0.failed_lists.invalidate(&key);
                 mirror.0.lists.insert(key.clone(), Arc::clone(&list));
-                if kept && let Err(error) = mirror.0.store.put_list(&key.repository, &key.list, (*list).clone()).await {
-                    tracing::warn!("could not keep a list: {error}");
+                if kept {
+                    mirror.0.store.keep_list(&key.repository, &key.list, Arc::clone(&list));
                 }
                 Ok(list)
             }

@@ -178,7 +178,7 @@ impl Mirror {
             // is held would be forgotten.
             Err(UpstreamError { kind: UpstreamErrorKind::NotFound { .. }, .. }) if held.is_some() => {
                 match client.get_manifest(repository, &reference, Access::Configured).await {
-                    Ok(body) => self.keep_by_tag(target, body).await?,
+                    Ok(body) => self.keep_by_tag(target, body)?,
                     Err(error) if matches!(error.kind, UpstreamErrorKind::NotFound { oci_body: true }) => {
                         let record = self.record_deletion(target, tag).await;
                         return Ok(Checked::Gone { error: error.into(), record });
@@ -201,13 +201,13 @@ impl Mirror {
 
     async fn get_by_tag(&self, target: &Target, reference: &Reference) -> Result<HeldManifest, MirrorError> {
         let body = target.upstream.client.get_manifest(&target.repository, reference, Access::Configured).await?;
-        self.keep_by_tag(target, body).await
+        self.keep_by_tag(target, body)
     }
 
-    async fn keep_by_tag(&self, target: &Target, body: ManifestBody) -> Result<HeldManifest, MirrorError> {
+    fn keep_by_tag(&self, target: &Target, body: ManifestBody) -> Result<HeldManifest, MirrorError> {
         // The header, where there is one, names the algorithm that this registry uses; the bytes decide.
         let digest = body.digest.unwrap_or_else(|| Digest::sha256(&body.bytes));
-        self.keep_manifest(target, digest, body.bytes, body.media_type.as_deref()).await
+        self.keep_manifest(target, digest, body.bytes, body.media_type.as_deref())
     }
 
     async fn record_tag(&self, target: &Target, tag: &Tag, manifest: &HeldManifest, held: Option<Digest>) {
@@ -220,9 +220,7 @@ impl Mirror {
             checked: now,
             gone: None,
         };
-        if let Err(error) = self.0.store.put_tag(&target.repository, tag, record).await {
-            tracing::warn!(repository = %target.repository, %tag, "could not record a tag: {error}");
-        }
+        self.0.store.keep_tag(&target.repository, tag, record);
     }
 
     /// A tag whose check failed: stale beats error, where it's allowed (law 7).
@@ -266,13 +264,10 @@ impl Mirror {
         let gone = record.gone.unwrap_or_else(Timestamp::now);
         let forget = is_forgotten(target.upstream.policy.deleted_tags, gone);
         let record = TagRecord { gone: Some(gone), checked: Timestamp::now(), ..record };
-        let written = if forget {
-            self.0.store.forget_tag(&target.repository, tag).await
+        if forget {
+            self.0.store.forget_tag(&target.repository, tag);
         } else {
-            self.0.store.put_tag(&target.repository, tag, record.clone()).await.map(drop)
-        };
-        if let Err(error) = written {
-            tracing::warn!(repository = %target.repository, %tag, "could not record a deleted tag: {error}");
+            self.0.store.keep_tag(&target.repository, tag, record.clone());
         }
         (!forget).then_some(record)
     }

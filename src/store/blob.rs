@@ -197,8 +197,13 @@ impl Store {
     }
 
     /// Reads a whole blob of at most [`READ_BYTES_MAX`] bytes: from memory, else from disk, and then its digest is checked.
-    /// What fails the check goes to quarantine, is counted, and is absent. Counts as a read.
+    /// What fails the check goes to quarantine, is counted, and is absent. Counts as a read. A manifest that is still on its
+    /// way to the disk is read as well.
     pub async fn read_blob(&self, digest: &Digest) -> Result<Option<Bytes>, StoreError> {
+        // Before the index is asked: whatever leaves the queue is in there by then.
+        if let Some(coming) = self.shared.behind.content(digest) {
+            return Ok(Some(coming));
+        }
         let Some(hit) = self.shared.ledger.read().hit(digest) else { return Ok(None) };
         if hit.size_bytes > READ_BYTES_MAX {
             let (digest, size_bytes) = (*digest, hit.size_bytes);

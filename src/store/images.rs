@@ -128,6 +128,7 @@ impl Store {
 
     /// Removes an image, and frees what only it used.
     pub async fn remove_image(&self, image: &ImageName) -> Result<Removed, RemoveError> {
+        self.shared.written(&image.repository).await;
         let view = self.shared.view().await;
         let found = view.images.iter().find(|(name, digest)| {
             let by_digest = matches!(&image.reference, Reference::Digest(wanted) if wanted == digest);
@@ -155,7 +156,7 @@ impl Store {
         let kept = view.reach(others.map(|(_, digest)| *digest));
         for name in gone {
             if let Reference::Tag(tag) = &name.reference {
-                self.forget_tag(&name.repository, tag).await?;
+                self.remove_tag(&name.repository, tag).await?;
             }
         }
         let mut free: Vec<Digest> = reached.difference(&kept).copied().collect();

@@ -1,11 +1,15 @@
 //! The threads that do the store's reading and writing, and the count of what they still have to do.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
+use std::time::Duration;
 
-use tokio::sync::{OwnedMutexGuard, watch};
+use tokio::sync::{OwnedMutexGuard, oneshot, watch};
+use tokio::time::{sleep, timeout};
 
 use super::buffers::Buffers;
+use super::error::StoreError;
 use super::fs::Disk;
 use super::sending::Sending;
 use crate::tasks::{Pool, PoolError};
@@ -38,6 +42,10 @@ pub(super) struct Stripes {
     locks: Vec<Arc<tokio::sync::Mutex<()>>>,
     hasher: std::hash::RandomState,
 }
+
+/// How long the disk may take for one write once its turn has come, and how long that may take.
+const WRITE_MAX: Duration = Duration::from_secs(5);
+const TURN_MAX: Duration = Duration::from_secs(30);
 
 /// How many keys can be locked at once: more than there are threads to do anything with them.
 const STRIPES: usize = 256;
@@ -73,6 +81,30 @@ impl Io {
             job()
         };
         self.writing.run(counted).await
+    }
+
+    /// The same for a `job` that somebody waits for who can do without it: when the disk does not take it,
+    /// [`StoreError::Stalled`] says so, and it may yet happen.
+    pub(super) async fn run_patiently<T: Send + 'static>(
+        &self,
+        path: &Path,
+        job: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let (begin, begun) = oneshot::channel();
+        let job = move || {
+            let _ = begin.send(());
+            job()
+        };
+        // To wait for a turn is no stall, unless no turn ever comes.
+        let patience = async {
+            let _ = timeout(TURN_MAX, begun).await;
+            sleep(WRITE_MAX).await;
+        };
+        tokio::select! {
+            biased;
+            done = self.run_counted(job) => done,
+            () = patience => Err(StoreError::Stalled { path: path.to_owned(), limit: WRITE_MAX }),
+        }
     }
 
     /// Runs `job` some time, without anybody waiting for it: for destructors.

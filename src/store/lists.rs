@@ -50,6 +50,9 @@ impl ListName {
 impl Store {
     /// A held list.
     pub async fn list(&self, repository: &Repository, name: &ListName) -> Result<Option<Arc<ListRecord>>, StoreError> {
+        if let Some(coming) = self.shared.behind.list(repository, name) {
+            return Ok(Some(coming));
+        }
         let key = (repository.clone(), name.file_name());
         let lists = &self.shared.records.lists;
         if let Some((record, _)) = lists.get(&key) {

@@ -25,6 +25,8 @@ use crate::oci::Digest;
 use crate::tasks;
 
 mod audit;
+mod backlog;
+mod behind;
 mod blob;
 mod budget;
 mod buffers;
@@ -60,6 +62,7 @@ mod sending;
 mod sweep;
 mod versions;
 
+use behind::Behind;
 use catalog::Catalog;
 use fs::Disk;
 use io::{Io, Stripes};
@@ -183,6 +186,7 @@ struct Shared {
     /// Whether the catalog is complete.
     loaded: watch::Sender<bool>,
     records: RecordCaches,
+    behind: Behind,
     /// Small blobs that were read, verified.
     memory: moka::future::Cache<Digest, Bytes>,
     evictor: tokio::sync::Mutex<()>,
@@ -257,7 +261,6 @@ impl Store {
             layout,
             io,
             ledger: Ledger::new(index, metrics.clone()),
-            metrics,
             budget: RwLock::new(budget),
             grace_until: Mutex::new(grace_until),
             shrink_grace: options.shrink_grace,
@@ -269,6 +272,8 @@ impl Store {
             catalog: RwLock::default(),
             loaded: watch::Sender::new(false),
             records: RecordCaches::new(),
+            behind: Behind::new(metrics.clone()),
+            metrics,
             memory: moka::future::Cache::builder()
                 .max_capacity(MEMORY_BYTES)
                 .weigher(|_, bytes: &Bytes| u32::try_from(bytes.len() + 256).unwrap_or(u32::MAX))

@@ -2,12 +2,10 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::sync::{RwLock, oneshot};
-use tokio::time::{sleep, timeout};
+use tokio::sync::RwLock;
 
 use super::blob::OpenFile;
 use super::count::{charge, sparse_charge};
@@ -73,10 +71,6 @@ pub(super) const DATA: &str = "data";
 pub(super) const STATE: &str = "state.json";
 pub(super) const STATE_STAGED: &str = "state.tmp";
 
-/// How long the disk may take for one write once its turn has come, and how long that may take.
-const WRITE_MAX: Duration = Duration::from_secs(5);
-const TURN_MAX: Duration = Duration::from_secs(30);
-
 /// By how much the reservation grows when nobody knows how long the blob will get.
 const GROWTH_BYTES: u64 = 16 << 20;
 
@@ -109,6 +103,7 @@ impl Store {
         };
         let reservation = self.shared.reserve_charged(charged_bytes).await?;
         let (shared, registry) = (self.shared.clone(), registry.clone());
+        let place = self.shared.layout.partials();
         let create = move || {
             let folder = shared.claim_folder(&registry, &digest);
             match shared.create_data(&folder, extent.size_bytes()) {
@@ -122,7 +117,7 @@ impl Store {
                 }
             }
         };
-        self.shared.io.run_counted(create).await
+        self.shared.io.run_patiently(&place, create).await
     }
 }
 
@@ -203,23 +198,12 @@ impl Partial {
         inner.make_room(len, end).await?;
         // Goes along with the job, which runs to its end even when nobody waits for it any longer.
         let writing = inner.writes.clone().read_owned().await;
-        let (begin, begun) = oneshot::channel();
         let file = inner.file.clone();
         let write = move || {
             let _writing = writing;
-            let _ = begin.send(());
             file.write_at(offset, &chunks)
         };
-        // To wait for a turn is no stall, unless no turn ever comes.
-        let patience = async {
-            let _ = timeout(TURN_MAX, begun).await;
-            sleep(WRITE_MAX).await;
-        };
-        tokio::select! {
-            biased;
-            written = inner.shared.io.writing.run(write) => written?,
-            () = patience => return Err(StoreError::Stalled { path: inner.folder.join(DATA), limit: WRITE_MAX }),
-        }
+        inner.shared.io.run_patiently(&inner.folder.join(DATA), write).await?;
         inner.room.lock().reservation.wrote(len);
         Ok(())
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::Store;
+use super::backlog::ComingTag;
 use super::error::StoreError;
 use super::lists::ListRecord;
 use super::reach::Lines;
@@ -84,7 +85,7 @@ const LINKS_TRIED_MAX: usize = 32;
 /// Of so many manifests of a repository, the newest, one was had without credentials if the repository is public.
 const MANIFESTS_TRIED_MAX: usize = 32;
 
-fn listed_in(record: &ManifestRecord, digest: &Digest) -> Option<Listed> {
+pub(super) fn listed_in(record: &ManifestRecord, digest: &Digest) -> Option<Listed> {
     let found =
         record.descriptors.iter().find(|descriptor| descriptor.digest == *digest && !descriptor.is_foreign())?;
     Some(Listed { size_bytes: found.size_bytes, confirmed: record.confirmed.contains(digest) })
@@ -94,7 +95,7 @@ fn listed_in(record: &ManifestRecord, digest: &Digest) -> Option<Listed> {
 
 impl ManifestRecord {
     /// Takes over what upstream once said about who may read it and what it lists.
-    fn keep_rights_of(&mut self, earlier: &Self) {
+    pub(super) fn keep_rights_of(&mut self, earlier: &Self) {
         self.public |= earlier.public;
         let missing: Vec<Digest> =
             earlier.confirmed.iter().filter(|digest| !self.confirmed.contains(digest)).copied().collect();
@@ -130,6 +131,11 @@ impl RecordCaches {
 impl Store {
     /// What is recorded of a tag. A record that can't be read counts as absent.
     pub async fn tag(&self, repository: &Repository, tag: &Tag) -> Result<Option<TagRecord>, StoreError> {
+        match self.shared.behind.tag(repository, tag) {
+            Some(ComingTag::Recorded(record)) => return Ok(Some(record)),
+            Some(ComingTag::Forgotten) => return Ok(None),
+            None => {}
+        }
         let key = (repository.clone(), tag.clone());
         let tags = &self.shared.records.tags;
         if let Some(record) = tags.get(&key) {
@@ -173,8 +179,8 @@ impl Store {
             .await
     }
 
-    /// Forgets what a tag points to, unless it is pinned.
-    pub async fn forget_tag(&self, repository: &Repository, tag: &Tag) -> Result<(), StoreError> {
+    /// Removes the record of a tag, unless that is pinned.
+    pub(super) async fn remove_tag(&self, repository: &Repository, tag: &Tag) -> Result<(), StoreError> {
         let image = ImageName { repository: repository.clone(), reference: Reference::Tag(tag.clone()) };
         if self.shared.is_pinned_by_name(&image) {
             return Ok(());
@@ -193,7 +199,8 @@ impl Store {
     /// The tags that are recorded of a repository, sorted.
     pub async fn held_tags(&self, repository: &Repository) -> Result<Vec<Tag>, StoreError> {
         self.shared.ensure_loaded(repository).await?;
-        Ok(self.shared.catalog.read().tags(repository))
+        let held = self.shared.catalog.read().tags(repository);
+        Ok(self.shared.behind.amend_tags(repository, held))
     }
 }
 
@@ -202,6 +209,18 @@ impl Store {
 impl Store {
     /// What is recorded of a manifest in a repository. A record that can't be read counts as absent.
     pub async fn manifest(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<Option<Arc<ManifestRecord>>, StoreError> {
+        match self.shared.behind.manifest(repository, digest) {
+            Some(coming) => Ok(Some(coming)),
+            None => self.written_manifest(repository, digest).await,
+        }
+    }
+
+    /// What is on disk of a manifest's record.
+    async fn written_manifest(
         &self,
         repository: &Repository,
         digest: &Digest,
@@ -242,7 +261,7 @@ impl Store {
         mut record: ManifestRecord,
     ) -> Result<bool, StoreError> {
         let turn = self.shared.manifest_turns.lock(&(repository, digest)).await;
-        if let Ok(Some(earlier)) = self.manifest(repository, &digest).await {
+        if let Ok(Some(earlier)) = self.written_manifest(repository, &digest).await {
             record.keep_rights_of(&earlier);
         }
         let path = self.shared.layout.manifest(repository, &digest);
@@ -267,23 +286,14 @@ impl Store {
         Ok(found.and_then(|(_, record)| listed_in(&record, digest)))
     }
 
-    /// Keeps upstream's word that a digest is in a repository, with the manifest that lists it; for nothing if none does.
-    pub async fn confirm(&self, repository: &Repository, digest: &Digest) -> Result<(), StoreError> {
-        match self.listing(repository, digest).await? {
-            Some((manifest, record)) if !record.confirmed.contains(digest) => {
-                let mut record = (*record).clone();
-                record.confirmed.push(*digest);
-                self.put_manifest(repository, manifest, record).await.map(drop)
-            }
-            _ => Ok(()),
-        }
-    }
-
     /// Whether any manifest of a repository was had without credentials; `None` if none is recorded.
     pub async fn is_public(&self, repository: &Repository) -> Result<Option<bool>, StoreError> {
+        let mut found = self.shared.behind.is_public(repository);
+        if found == Some(true) {
+            return Ok(found);
+        }
         self.shared.ensure_loaded(repository).await?;
         let manifests = self.shared.catalog.read().manifests(repository, MANIFESTS_TRIED_MAX);
-        let mut found = None;
         for manifest in manifests {
             if let Some(record) = self.manifest(repository, &manifest).await? {
                 if record.public {
@@ -309,11 +319,14 @@ impl Store {
     }
 
     /// The newest manifest of a repository that lists a digest.
-    async fn listing(
+    pub(super) async fn listing(
         &self,
         repository: &Repository,
         digest: &Digest,
     ) -> Result<Option<(Digest, Arc<ManifestRecord>)>, StoreError> {
+        if let Some(coming) = self.shared.behind.listing(repository, digest) {
+            return Ok(Some(coming));
+        }
         let key = (repository.clone(), *digest);
         if let Some(manifest) = self.shared.records.links.get(&key)
             && let Some(record) = self.manifest(repository, &manifest).await?

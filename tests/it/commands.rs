@@ -31,7 +31,9 @@ async fn world() -> (Program, [Image; 2]) {
     let refused = program.run("images", &[]);
     assert!(!refused.status.success() && text(&refused).contains("is in use by process"), "{}", text(&refused));
     // What clients have got is published a moment later.
-    let held = images.iter().flat_map(Image::blobs).map(|part| file(&program, &part.digest)).collect::<Vec<_>>();
+    let mut held: Vec<_> = images.iter().flat_map(Image::blobs).map(|part| file(&program, &part.digest)).collect();
+    let tags = program.data().join("v1/repositories/docker.io/library/app/_tags");
+    held.extend(["one.json", "two.json"].map(|tag| tags.join(tag)));
     crate::support::until("all is held", || held.iter().all(|file| file.exists())).await;
     serving.kill();
     (program, images)

@@ -7,7 +7,7 @@ use rustix::io::Errno;
 
 use crate::support::client::{Answer, End, Request};
 use crate::support::images::{Blob, Image};
-use crate::support::mirror::{FailingDisk, Mirror, blob};
+use crate::support::mirror::{FailingDisk, Mirror, blob, manifest};
 use crate::support::registry::{On, Registry};
 use crate::support::until;
 
@@ -127,5 +127,56 @@ async fn what_fails_is_counted_by_operation() {
         "{text}"
     );
     until("nothing is held of it", || !mirror.holds(&one.digest)).await;
+    mirror.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_hangs_delays_no_hit_and_no_manifest_and_the_present_reader_gets_its_blob() {
+    let registry = Registry::start().await;
+    let disk = Arc::new(FailingDisk::default());
+    let mirror = Mirror::builder().upstream("docker.io", &registry).disk(&disk).tag_ttl("0s").start().await;
+    let (held, moved) = (Image::new(1, &[10, 300 * 1024, 2 * MIB]), Image::new(2, &[10, 1000]));
+    registry.put_image("library/app", "1", &held);
+    mirror.pull("library/app", "1", &held).await;
+    let large = Blob::noise(3, 8 * MIB);
+    registry.put_blob("library/app", &large);
+    mirror.idle().await;
+    let gate = registry.gate_body(On::blob(&large.digest), 3 * MIB as u64);
+    let mut reader = mirror.connect().await;
+    reader.send(&Request::get(blob("library/app", &large.digest))).await;
+    assert_eq!(reader.head().await.status, 200);
+    let begun = reader.take(2 * MIB).await;
+
+    let hanging = disk.hang();
+    gate.open();
+    // More than there are threads to write with.
+    for n in 0..20 {
+        let app = format!("library/app{n}");
+        registry.put_image(&app, "1", &moved);
+        // Cold, then from memory; by tag and by digest.
+        for reference in ["1", "1", &moved.manifest.digest] {
+            mirror.get(&manifest(&app, reference)).await.assert_ok(&moved.manifest.bytes);
+        }
+        let listed = mirror.get(&format!("/v2/{app}/tags/list?ns=docker.io")).await;
+        assert_eq!((listed.status(), listed.text().contains("\"1\"")), (200, true), "{}", listed.text());
+    }
+    // Hits, and a tag that moves.
+    mirror.pull("library/app", "1", &held).await;
+    registry.put_image("library/app", "1", &moved);
+    mirror.get(&manifest("library/app", "1")).await.assert_ok(&moved.manifest.bytes);
+    let (rest, end) = reader.rest().await;
+    assert_eq!(end, End::Complete);
+    assert!(begun == large.bytes[..2 * MIB] && rest == large.bytes[2 * MIB..]);
+    // Whoever comes now gets it past the disk.
+    mirror.get(&blob("library/app", &large.digest)).await.assert_ok(&large.bytes);
+
+    drop(hanging);
+    mirror.idle().await;
+    // What was served meanwhile is kept.
+    registry.go_down().await;
+    for n in 0..20 {
+        mirror.get(&manifest(&format!("library/app{n}"), "1")).await.assert_ok(&moved.manifest.bytes);
+    }
+    mirror.get(&manifest("library/app", "1")).await.assert_ok(&moved.manifest.bytes);
     mirror.finish().await;
 }

@@ -8,14 +8,16 @@ use tempfile::TempDir;
 
 use crate::http;
 use crate::image::{By, Image};
-use crate::process::{Process, free_port};
+use crate::process::{Process, free_port, wait_until};
 use crate::upstream::Upstream;
 
 /// A running mirror with a data folder of its own.
 pub(crate) struct Mirror {
     pub(crate) port: u16,
+    admin: u16,
     process: Process,
     folder: TempDir,
+    storage: PathBuf,
     before: Vec<String>,
 }
 
@@ -24,27 +26,35 @@ pub(crate) struct Mirror {
 impl Mirror {
     /// A mirror that holds nothing and asks upstream whether a tag has moved each time it is pulled.
     pub(crate) fn start(upstream: &Upstream) -> Mirror {
-        let endpoint = format!("endpoints = [\"http://127.0.0.1:{}\"]", upstream.port);
-        Mirror::start_where(&format!("[upstreams.\"docker.io\"]\n{endpoint}\n"), &[])
+        Mirror::start_where(&upstream_section(upstream), &[])
+    }
+
+    /// The same over this folder, of which so much must stay free.
+    pub(crate) fn start_on(upstream: &Upstream, storage: &Path, min_free: &str) -> Mirror {
+        Mirror::build(&upstream_section(upstream), &[], Some(storage), min_free)
     }
 
     /// The same with upstreams as configured, and with this in front of the program: variables for its environment, or a
     /// program that starts it.
     pub(crate) fn start_where(upstreams: &str, before: &[&str]) -> Mirror {
+        Mirror::build(upstreams, before, None, "1MiB")
+    }
+
+    fn build(upstreams: &str, before: &[&str], storage: Option<&Path>, min_free: &str) -> Mirror {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let (port, admin) = (free_port(), free_port());
-        let storage = data(folder.path());
+        let storage = storage.map_or_else(|| folder.path().join("data"), Path::to_owned);
         let config = format!(
             "[server]\nlisten = \"127.0.0.1:{port}\"\n\
              [admin]\nlisten = \"127.0.0.1:{admin}\"\n\
-             [storage]\npath = \"{}\"\nmin_free = \"1MiB\"\n\
+             [storage]\npath = \"{}\"\nmin_free = \"{min_free}\"\n\
              [tags]\nttl = \"0s\"\n{upstreams}",
             storage.display()
         );
         fs::write(folder.path().join("cachalot.toml"), config).expect("the configuration can be written");
         let before: Vec<String> = before.iter().map(|&word| word.to_owned()).collect();
         let process = serve(folder.path(), port, &before);
-        Mirror { port, process, folder, before }
+        Mirror { port, admin, process, folder, storage, before }
     }
 
     /// Kills the mirror with SIGKILL, at whatever it is doing.
@@ -69,8 +79,31 @@ impl Mirror {
 
     /// The data folder.
     pub(crate) fn storage(&self) -> PathBuf {
-        data(self.folder.path())
+        self.storage.clone()
     }
+
+    /// What `/readyz` says.
+    pub(crate) fn standing(&self) -> (u16, String) {
+        self.ask_admin("/readyz")
+    }
+
+    /// Waits until all that was served is on disk.
+    pub(crate) fn settle(&self) {
+        let rests = ["cachalot_store_backlog 0", "cachalot_fills_in_flight 0"];
+        wait_until("everything is on disk", || {
+            let (_, metrics) = self.ask_admin("/metrics");
+            rests.iter().all(|rest| metrics.lines().any(|line| line == *rest))
+        });
+    }
+
+    fn ask_admin(&self, target: &str) -> (u16, String) {
+        let answer = http::request("GET", self.admin, target, "", b"").expect("the admin listener answers");
+        (answer.status, String::from_utf8_lossy(&answer.body).into_owned())
+    }
+}
+
+fn upstream_section(upstream: &Upstream) -> String {
+    format!("[upstreams.\"docker.io\"]\nendpoints = [\"http://127.0.0.1:{}\"]\n", upstream.port)
 }
 
 fn serve(folder: &Path, port: u16, before: &[String]) -> Process {
@@ -83,8 +116,4 @@ fn serve(folder: &Path, port: u16, before: &[String]) -> Process {
     let mut process = Process::start("cachalot", "env", &arguments, folder.join("log"));
     process.wait_until_ready(|| http::is_registry(port));
     process
-}
-
-fn data(folder: &Path) -> PathBuf {
-    folder.join("data")
 }

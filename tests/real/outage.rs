@@ -20,6 +20,7 @@ fn a_killed_mirror_serves_all_it_held_after_a_restart_without_upstream() {
     for image in images {
         check(&Skopeo, &mirror, image, By::Tag);
     }
+    mirror.settle();
     mirror.kill();
     upstream.stop();
     mirror.restart();

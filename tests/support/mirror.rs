@@ -10,7 +10,9 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use cachalot::store::{Faults, Op};
+use cachalot::store::{Change, Faults, Op};
+use parking_lot::lock_api::ArcRwLockWriteGuard;
+use parking_lot::{RawRwLock, RwLock};
 use rustix::io::Errno;
 use tempfile::TempDir;
 
@@ -55,6 +57,8 @@ pub(crate) struct FailingDisk {
     failing: Mutex<Option<(Op, Errno)>>,
     /// How many operations still come before the one that fails.
     countdown: Mutex<Option<(usize, Errno)>>,
+    /// What changes files waits for this lock, which a test holds while the disk hangs.
+    hanging: Arc<RwLock<()>>,
 }
 
 /// The configuration of a mirror, section by section.
@@ -253,6 +257,11 @@ impl FailingDisk {
         *self.countdown.lock().unwrap() = Some((n, errno));
     }
 
+    /// From now on, whatever changes files hangs, until the guard is dropped.
+    pub(crate) fn hang(&self) -> ArcRwLockWriteGuard<RawRwLock, ()> {
+        self.hanging.write_arc()
+    }
+
     /// From now on, nothing fails. Says whether the one operation that was to fail has not come.
     pub(crate) fn recover(&self) -> bool {
         *self.failing.lock().unwrap() = None;
@@ -280,6 +289,10 @@ impl Faults for FailingDisk {
             }
             None => Ok(()),
         }
+    }
+
+    fn changing(&self, _: &Change<'_>) {
+        drop(self.hanging.read());
     }
 }
 

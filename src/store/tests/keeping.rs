@@ -46,7 +46,7 @@ async fn pinned_images_stay_with_all_that_belongs_to_them_also_after_a_restart()
     }
     assert_eq!((store.size_of(&layer), store.size_of(&manifest)), (Some(THIRD), Some(500)));
     assert!(store.tag(&repository("a/b"), &tag("v1")).await.unwrap().is_some());
-    store.forget_tag(&repository("a/b"), &tag("v1")).await.unwrap();
+    store.remove_tag(&repository("a/b"), &tag("v1")).await.unwrap();
     assert!(store.tag(&repository("a/b"), &tag("v1")).await.unwrap().is_some(), "a pinned tag is not forgotten");
     let refusal = store.remove_image(&image("docker.io/a/b:v1")).await.unwrap_err().to_string();
     assert!(refusal.contains("kept by the pin release"), "{refusal}");

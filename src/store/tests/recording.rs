@@ -28,7 +28,7 @@ async fn records_survive_a_restart() {
         assert_eq!(store.list(&repository, name).await.unwrap().as_deref(), Some(&list));
     }
     assert_eq!(store.list(&repository, &ListName::Referrers(layer)).await.unwrap(), None);
-    store.forget_tag(&repository, &tag("latest")).await.unwrap();
+    store.remove_tag(&repository, &tag("latest")).await.unwrap();
     assert_eq!(store.tag(&repository, &tag("latest")).await.unwrap(), None);
     assert!(store.held_tags(&repository).await.unwrap().is_empty());
     assert_at_rest(&store).await;
