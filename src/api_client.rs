@@ -58,6 +58,20 @@ pub enum ApiClientError {
     },
 }
 
+/// A page of a list.
+#[derive(Debug, serde::Deserialize)]
+pub struct Page<T> {
+    /// What is on it.
+    pub items: Vec<T>,
+    /// What to give as `after` for the next page; `None` on the last.
+    #[serde(default = "none")]
+    pub next: Option<String>,
+}
+
+const fn none() -> Option<String> {
+    None
+}
+
 /// How long connecting may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 

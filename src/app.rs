@@ -19,6 +19,7 @@ use tokio::task::JoinHandle;
 use crate::audit::Actor;
 use crate::config::{self, Config};
 use crate::fill::{self, Fills};
+use crate::jobs::verify::Verification;
 use crate::metrics::Metrics;
 use crate::mirror::Mirror;
 use crate::server::Router;
@@ -117,9 +118,9 @@ pub async fn start_with(
     let (listen, admin) = (addresses(&listeners), addresses(&admin_listeners));
     let auth = Pool::new("auth", AUTH_THREADS)?;
     let checks = Checks::new(auth.clone());
-    let (activity, history) = (Activity::default(), History::default());
+    let (activity, history, jobs) = (Activity::default(), History::default(), Verification::new(shutdown.clone()));
     let guard = live::guard(config, &checks);
-    let api = Api::new(guard, Arc::clone(&metrics), readiness.clone(), activity.clone(), history.clone());
+    let api = Api::new(guard, Arc::clone(&metrics), readiness.clone(), activity.clone(), history.clone(), jobs);
     let router = admin::router(Arc::clone(&metrics), readiness.clone(), &api, &address_for_clients(config, &listen));
     let limits = Limits::default();
     let admin_tasks = serve(admin_listeners, admin_tls.as_ref(), &router, &limits, &metrics, &admin_shutdown);
@@ -130,7 +131,7 @@ pub async fn start_with(
     let router = router::router(edge.clone(), recorder);
     let accepting = serve(listeners, tls.as_ref(), &router, &limits, &metrics, &shutdown);
 
-    let store = storage::open(config, &metrics, faults, storage::LOCK_WAIT).await?;
+    let store = open_store(config, &metrics, faults, &admin).await?;
     let fills = first_fills(config, &store, &metrics)?;
     let instance = Instance::random();
     let mirror = first_mirror(config, &instance, &store, &fills, &metrics);
@@ -179,6 +180,25 @@ fn address_for_clients(config: &Config, listen: &[SocketAddr]) -> String {
         Some(address) if !address.ip().is_unspecified() => format!("{scheme}://{address}"),
         _ => String::new(),
     }
+}
+
+async fn open_store(
+    config: &Config,
+    metrics: &Arc<Metrics>,
+    faults: Option<Arc<dyn Faults>>,
+    admin: &[SocketAddr],
+) -> Result<Store, StoreError> {
+    let store = storage::open(config, metrics, faults, storage::LOCK_WAIT).await?;
+    if let Some(address) = admin.first() {
+        store.sign(&contact(config, *address)).await;
+    }
+    Ok(store)
+}
+
+/// Where commands on this machine find the API.
+fn contact(config: &Config, address: SocketAddr) -> String {
+    let scheme = if config.admin.tls.is_empty() { "http" } else { "https" };
+    format!("{scheme}://{}", listen::reachable(address))
 }
 
 fn first_fills(config: &Config, store: &Store, metrics: &Arc<Metrics>) -> Result<Fills, PoolError> {

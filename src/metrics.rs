@@ -226,6 +226,14 @@ impl Metrics {
         r.register("fills_in_flight", "Blobs being downloaded", self.fills_in_flight.clone());
         r.register("fill_readers", "Clients reading blobs that are being downloaded", self.fill_readers.clone());
         self.register_fills(&mut r);
+        self.register_store(&mut r);
+        r.register("stale_served", "Tags served stale because upstream failed", self.stale_served.clone());
+        r.register("stale_age_seconds", "Age of the stale tag served last", self.stale_age_seconds.clone());
+        r.register("refused_names", "Requests for registries that are not configured", self.refused_names.clone());
+        r
+    }
+
+    fn register_store(&self, r: &mut Registry) {
         r.register("store_bytes", "Bytes held, as counted against the capacity", self.store_bytes.clone());
         r.register("store_reserved_bytes", "Bytes reserved for downloads", self.store_reserved_bytes.clone());
         r.register("store_capacity_bytes", "The configured capacity", self.store_capacity_bytes.clone());
@@ -260,10 +268,6 @@ impl Metrics {
             self.verify_failures.clone(),
         );
         r.register("store_errors", "Failed file-system operations", self.store_errors.clone());
-        r.register("stale_served", "Tags served stale because upstream failed", self.stale_served.clone());
-        r.register("stale_age_seconds", "Age of the stale tag served last", self.stale_age_seconds.clone());
-        r.register("refused_names", "Requests for registries that are not configured", self.refused_names.clone());
-        r
     }
 
     fn register_fills(&self, r: &mut Registry) {

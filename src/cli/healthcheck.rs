@@ -10,6 +10,7 @@ use rustls::pki_types::ServerName;
 use rustls::{ClientConnection, StreamOwned};
 
 use super::{Settings, fail, fail_config};
+use crate::server::listen;
 use crate::upstream;
 
 /// Arguments of `healthcheck`.
@@ -42,7 +43,7 @@ pub(super) fn run(healthcheck: &Healthcheck) -> ExitCode {
         None => match healthcheck.settings.load() {
             Ok(config) => match config.admin.listen.first() {
                 Some(address) => {
-                    let address = super::serve::reachable(*address).to_string();
+                    let address = listen::reachable(*address).to_string();
                     Target { address, tls: !config.admin.tls.is_empty() }
                 }
                 None => return fail("the admin listener is off, so there is nobody to ask"),

@@ -3,12 +3,14 @@
 use std::process::ExitCode;
 
 use clap::Args;
+use http::Method;
 use serde_json::json;
 
+use crate::api_client::{ApiClient, ApiClientError, Page};
 use crate::oci::ImageName;
-use crate::store::HeldImage;
+use crate::store::{HeldImage, HeldLayer, Removed};
 
-use super::store::{StoreArgs, size, with_store};
+use super::store::{Place, StoreArgs, escape, refused, size, with_store};
 use super::{EXIT_FAILURE, fail};
 
 /// The arguments of `images`.
@@ -34,13 +36,16 @@ pub(super) struct Rm {
     images: Vec<ImageName>,
 }
 
+/// How many images a server is asked for at a time.
+const PAGE: usize = 1000;
+
 /// Runs `images`.
 #[expect(clippy::print_stdout, reason = "the list is what the command is for")]
 pub(super) fn list(args: &Images) -> ExitCode {
-    with_store(&args.store, async |store| {
-        let (images, layers) = match store.images().await {
-            Ok(images) => (images, store.largest_layers(args.layers).await),
-            Err(error) => return fail(&error.to_string()),
+    with_store(&args.store, async |place| {
+        let (images, layers) = match look(place, args.layers).await {
+            Ok(found) => found,
+            Err(code) => return code,
         };
         if args.json {
             println!("{}", json!({ "images": images, "layers": layers }));
@@ -56,6 +61,34 @@ pub(super) fn list(args: &Images) -> ExitCode {
         }
         ExitCode::SUCCESS
     })
+}
+
+async fn look(place: &Place, layers: usize) -> Result<(Vec<HeldImage>, Vec<HeldLayer>), ExitCode> {
+    match place {
+        Place::Stopped(store) => match store.images().await {
+            Ok(images) => Ok((images, store.largest_layers(layers).await)),
+            Err(error) => Err(fail(&error.to_string())),
+        },
+        Place::Running(server) => ask(server, layers).await.map_err(|error| refused(&error)),
+    }
+}
+
+async fn ask(server: &ApiClient, layers: usize) -> Result<(Vec<HeldImage>, Vec<HeldLayer>), ApiClientError> {
+    let (mut images, mut after) = (Vec::new(), String::new());
+    loop {
+        let page: Page<HeldImage> = server.get(&format!("/images?limit={PAGE}&after={}", escape(&after))).await?;
+        images.extend(page.items);
+        match page.next {
+            // Each page ends behind the one before, or there would be no end.
+            Some(next) if next > after => after = next,
+            _ => break,
+        }
+    }
+    if layers == 0 {
+        return Ok((images, Vec::new()));
+    }
+    let layers: Page<HeldLayer> = server.get(&format!("/layers?limit={}", layers.min(PAGE))).await?;
+    Ok((images, layers.items))
 }
 
 #[expect(clippy::print_stdout, reason = "the list is what the command is for")]
@@ -91,17 +124,22 @@ fn ago(age: std::time::Duration) -> String {
 /// Runs `rm`.
 #[expect(clippy::print_stdout, reason = "what was freed is what people want to know")]
 pub(super) fn remove(args: &Rm) -> ExitCode {
-    with_store(&args.store, async |store| {
+    with_store(&args.store, async |place| {
         let mut code = ExitCode::SUCCESS;
         for image in &args.images {
-            match store.remove_image(image).await {
+            let removed = match place {
+                Place::Stopped(store) => store.remove_image(image).await.map_err(|error| fail(&error.to_string())),
+                Place::Running(server) => {
+                    let path = format!("/images?image={}", escape(&image.to_string()));
+                    let removed = server.send::<Removed>(Method::DELETE, &path, None::<&()>).await;
+                    removed.map_err(|error| refused(&error))
+                }
+            };
+            match removed {
                 Ok(removed) => {
                     println!("removed {image}: {} freed, {} blobs", size(removed.freed_bytes), removed.blobs);
                 }
-                Err(error) => {
-                    fail(&error.to_string());
-                    code = ExitCode::from(EXIT_FAILURE);
-                }
+                Err(_) => code = ExitCode::from(EXIT_FAILURE),
             }
         }
         code

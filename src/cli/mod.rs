@@ -39,9 +39,9 @@ enum Command {
     Doctor(doctor::Doctor),
     /// Ask a running server whether it's ready; exit code 0 if it is
     Healthcheck(healthcheck::Healthcheck),
-    /// Hash again all that a stopped server holds; exit code 0 if everything is right
+    /// Hash again all that is held; exit code 0 if everything is right
     Verify(verify::Verify),
-    /// List the images that a stopped server holds
+    /// List the images that are held
     Images(images::Images),
     /// Remove images, and free what only they used
     Rm(images::Rm),

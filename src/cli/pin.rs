@@ -3,14 +3,16 @@
 use std::process::ExitCode;
 
 use clap::Args;
+use http::Method;
 use serde_json::json;
 
+use crate::api_client::{ApiClientError, Page};
 use crate::clock::Timestamp;
 use crate::oci::ImageName;
-use crate::store::{Pin, PinName, Store};
+use crate::store::{NamedPin, Pin, PinName};
 
 use super::fail;
-use super::store::{StoreArgs, with_store};
+use super::store::{Place, StoreArgs, refused, with_store};
 
 /// The arguments of `pin`.
 #[derive(Debug, Args)]
@@ -44,10 +46,12 @@ pub(super) struct UnpinArgs {
 
 /// Runs `pin`.
 pub(super) fn pin(args: &PinArgs) -> ExitCode {
-    with_store(&args.store, async |store| {
+    with_store(&args.store, async |place| {
         let Some(name) = &args.name else {
-            list(store, args.json);
-            return ExitCode::SUCCESS;
+            return match pins(place).await {
+                Ok(pins) => list(&pins, args.json),
+                Err(error) => refused(&error),
+            };
         };
         let pin = Pin {
             roots: args.images.clone(),
@@ -55,32 +59,54 @@ pub(super) fn pin(args: &PinArgs) -> ExitCode {
             referrers: args.referrers,
             created: Timestamp::now(),
         };
-        match store.pin(name, pin).await {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => fail(&error.to_string()),
+        match place {
+            Place::Stopped(store) => match store.pin(name, pin).await {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => fail(&error.to_string()),
+            },
+            Place::Running(server) => {
+                let wanted = json!({ "roots": pin.roots, "platforms": pin.platforms, "referrers": pin.referrers });
+                let pinned: Result<NamedPin, _> =
+                    server.send(Method::PUT, &format!("/pins/{name}"), Some(&wanted)).await;
+                pinned.map_or_else(|error| refused(&error), |_| ExitCode::SUCCESS)
+            }
         }
     })
 }
 
 /// Runs `unpin`.
 pub(super) fn unpin(args: &UnpinArgs) -> ExitCode {
-    with_store(&args.store, async |store| match store.unpin(&args.name).await {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => fail(&format!("there is no pin {}", args.name)),
-        Err(error) => fail(&error.to_string()),
+    with_store(&args.store, async |place| match place {
+        Place::Stopped(store) => match store.unpin(&args.name).await {
+            Ok(true) => ExitCode::SUCCESS,
+            Ok(false) => fail(&format!("there is no pin {}", args.name)),
+            Err(error) => fail(&error.to_string()),
+        },
+        Place::Running(server) => {
+            let path = format!("/pins/{}", args.name);
+            let removed: Result<serde_json::Value, _> = server.send(Method::DELETE, &path, None::<&()>).await;
+            removed.map_or_else(|error| refused(&error), |_| ExitCode::SUCCESS)
+        }
     })
 }
 
-#[expect(clippy::print_stdout, reason = "the list is what was asked for")]
-fn list(store: &Store, as_json: bool) {
-    let pins = store.pins();
-    if as_json {
-        let pins: serde_json::Map<_, _> = pins.iter().map(|(name, pin)| (name.to_string(), json!(pin))).collect();
-        println!("{}", serde_json::Value::Object(pins));
-        return;
+async fn pins(place: &Place) -> Result<Vec<NamedPin>, ApiClientError> {
+    match place {
+        Place::Stopped(store) => Ok(store.pins().into_iter().map(|(name, pin)| NamedPin { name, pin }).collect()),
+        Place::Running(server) => Ok(server.get::<Page<NamedPin>>("/pins").await?.items),
     }
-    for (name, pin) in pins {
+}
+
+#[expect(clippy::print_stdout, reason = "the list is what was asked for")]
+fn list(pins: &[NamedPin], as_json: bool) -> ExitCode {
+    if as_json {
+        let pins: serde_json::Map<_, _> = pins.iter().map(|pin| (pin.name.to_string(), json!(pin.pin))).collect();
+        println!("{}", serde_json::Value::Object(pins));
+        return ExitCode::SUCCESS;
+    }
+    for NamedPin { name, pin } in pins {
         let roots: Vec<_> = pin.roots.iter().map(ToString::to_string).collect();
         println!("{name}  {}", roots.join(" "));
     }
+    ExitCode::SUCCESS
 }

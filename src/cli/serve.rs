@@ -1,6 +1,5 @@
 //! `cachalot serve`: runs the mirror until it's told to stop.
 
-use std::net::SocketAddr;
 use std::process::ExitCode;
 
 use sd_notify::NotifyState;
@@ -95,7 +94,7 @@ fn announce(config: &Config, running: &Running) {
         if let Some(upstream) = &config.server.default_upstream {
             tracing::info!(
                 "try: skopeo inspect --tls-verify=false docker://{}/{upstream}/library/alpine",
-                reachable(*address)
+                listen::reachable(*address)
             );
         }
     }
@@ -103,12 +102,4 @@ fn announce(config: &Config, running: &Running) {
 
 fn scheme(certificates: &[Certificate]) -> &'static str {
     if certificates.is_empty() { "http" } else { "https" }
-}
-
-/// An address that a client on this machine can use.
-pub(super) fn reachable(mut address: SocketAddr) -> SocketAddr {
-    if address.ip().is_unspecified() {
-        address.set_ip(if address.is_ipv4() { [127, 0, 0, 1].into() } else { std::net::Ipv6Addr::LOCALHOST.into() });
-    }
-    address
 }

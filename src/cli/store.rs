@@ -1,12 +1,16 @@
-//! What the commands that work on a stopped server's store share: which one, and how sizes are printed.
+//! What the commands that look after a store share: who does the work, they or its running server, and how sizes are printed.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
 
+use crate::api_client::{ApiClient, ApiClientError};
 use crate::app;
-use crate::store::Store;
+use crate::config::{Env as _, ProcessEnv};
+use crate::files;
+use crate::secret::Secret;
+use crate::store::{Store, StoreError};
 
 use super::{Settings, block_on, fail, fail_config};
 
@@ -19,12 +23,39 @@ pub(super) struct StoreArgs {
     /// Data directory
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
+    /// Admin listener of a running server, such as localhost:5051; a server that runs on the data directory is found
+    /// without
+    #[arg(long, value_name = "URL", conflicts_with_all = ["config", "data"])]
+    server: Option<String>,
+    /// File with a token for the server's API; also `CACHALOT_TOKEN`
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// Authority of the server's certificate (PEM)
+    #[arg(long, value_name = "FILE")]
+    ca_file: Option<PathBuf>,
 }
+
+/// How a store is reached.
+pub(super) enum Place {
+    /// No server runs on it: it is in our hands.
+    Stopped(Store),
+    /// A server does, and is asked.
+    Running(ApiClient),
+}
+
+/// No token is longer.
+const TOKEN_BYTES_MAX: u64 = 4096;
 
 const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
 
-/// Opens the store, which no server may be using, runs `work` on it, and closes it.
-pub(super) fn with_store(args: &StoreArgs, work: impl AsyncFnOnce(&Store) -> ExitCode) -> ExitCode {
+/// Has `work` done where the store is: on the store itself, which is closed afterwards, or on its server.
+pub(super) fn with_store(args: &StoreArgs, work: impl AsyncFnOnce(&Place) -> ExitCode) -> ExitCode {
+    if let Some(server) = &args.server {
+        return match args.client(server) {
+            Ok(client) => block_on(work(&Place::Running(client))),
+            Err(message) => fail(&message),
+        };
+    }
     let settings = Settings { config: args.config.clone(), data: args.data.clone(), ..Settings::default() };
     let config = match settings.load() {
         Ok(config) => config,
@@ -33,13 +64,36 @@ pub(super) fn with_store(args: &StoreArgs, work: impl AsyncFnOnce(&Store) -> Exi
     block_on(async {
         match app::open_alone(&config).await {
             Ok(store) => {
-                let code = work(&store).await;
-                store.close().await;
+                let place = Place::Stopped(store);
+                let code = work(&place).await;
+                if let Place::Stopped(store) = place {
+                    store.close().await;
+                }
                 code
             }
+            Err(StoreError::Locked { contact: Some(server), .. }) => match args.client(&server) {
+                Ok(client) => work(&Place::Running(client)).await,
+                Err(message) => fail(&message),
+            },
             Err(error) => fail(&error.to_string()),
         }
     })
+}
+
+/// What a server says that did not do what it was asked for.
+pub(super) fn refused(error: &ApiClientError) -> ExitCode {
+    let advice = match error {
+        ApiClientError::Refused { status, .. } if matches!(status.as_u16(), 401 | 403) => {
+            "; give a token of one of admin.admins by --token-file or CACHALOT_TOKEN"
+        }
+        _ => "",
+    };
+    fail(&format!("{error}{advice}"))
+}
+
+/// A value of a query.
+pub(super) fn escape(text: &str) -> String {
+    percent_encoding::utf8_percent_encode(text, percent_encoding::NON_ALPHANUMERIC).to_string()
 }
 
 /// A size as people read it.
@@ -50,6 +104,19 @@ pub(super) fn size(bytes: u64) -> String {
         unit += 1;
     }
     if unit == 0 { format!("{bytes} B") } else { format!("{}.{} {}", tenths / 10, tenths % 10, UNITS[unit]) }
+}
+
+// === impl StoreArgs ===
+
+impl StoreArgs {
+    fn client(&self, server: &str) -> Result<ApiClient, String> {
+        let token = match &self.token_file {
+            Some(path) => Some(files::read_text(path, TOKEN_BYTES_MAX).map_err(|error| error.to_string())?),
+            None => ProcessEnv.get("CACHALOT_TOKEN"),
+        };
+        let token = token.as_deref().map(str::trim).filter(|token| !token.is_empty()).map(Secret::new);
+        ApiClient::new(server, token, self.ca_file.as_deref()).map_err(|error| error.to_string())
+    }
 }
 
 #[cfg(test)]

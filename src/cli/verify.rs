@@ -4,14 +4,16 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
-use futures_util::{StreamExt as _, stream};
+use http::Method;
 use indicatif::{ProgressBar, ProgressStyle};
+use serde::Deserialize;
 use serde_json::json;
 
-use crate::oci::Digest;
-use crate::store::{Checked, Store};
+use crate::api_client::{ApiClient, ApiClientError};
+use crate::jobs::verify::{Finding, Progress, Report, verify};
+use crate::store::Store;
 
-use super::store::{StoreArgs, size, with_store};
+use super::store::{Place, StoreArgs, refused, size, with_store};
 use super::{EXIT_FAILURE, fail};
 
 /// The arguments of `verify`.
@@ -27,97 +29,95 @@ pub(super) struct Verify {
     json: bool,
 }
 
-/// What was found.
-#[derive(Debug, Default)]
-struct Report {
-    right: u64,
-    bytes: u64,
-    wrong: Vec<(Digest, String)>,
-    unreadable: Vec<(Digest, String)>,
-    /// What does not fit together: files without a blob, blobs without a file.
-    differences: Vec<String>,
+/// What a server says of its verification.
+#[derive(Deserialize)]
+struct Shown {
+    progress: Option<Progress>,
 }
+
+/// How often a server is asked how far it has come.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// Runs the command. Fails when anything is wrong, or was before it was repaired.
 pub(super) fn run(verify: &Verify) -> ExitCode {
-    with_store(&verify.store, async |store| match check(store, verify.repair).await {
-        Ok(report) => {
-            report.print(verify);
-            if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::from(EXIT_FAILURE) }
+    with_store(&verify.store, async |place| {
+        let report = match place {
+            Place::Stopped(store) => check(store, verify.repair).await.map_err(|message| fail(&message)),
+            Place::Running(server) => ask(server, verify.repair).await.map_err(|error| refused(&error)),
+        };
+        match report {
+            Ok(report) => {
+                print(&report, verify);
+                if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::from(EXIT_FAILURE) }
+            }
+            Err(code) => code,
         }
-        Err(message) => fail(&message),
     })
 }
 
 async fn check(store: &Store, repair: bool) -> Result<Report, String> {
-    let held = store.held();
-    let bar = ProgressBar::new(held.iter().map(|(_, size_bytes)| size_bytes).sum());
+    let bar = bar();
+    let differences = store.audit().await.map_err(|error| error.to_string())?;
+    let at_once = std::thread::available_parallelism().map_or(1, usize::from);
+    let report = verify(store, repair, at_once, |progress| show(&bar, progress)).await;
+    bar.finish_and_clear();
+    Ok(Report { differences, ..report })
+}
+
+/// Has a server do it, and follows it.
+async fn ask(server: &ApiClient, repair: bool) -> Result<Report, ApiClientError> {
+    let bar = bar();
+    let mut shown: Shown = server.send(Method::POST, "/verify", Some(&json!({ "repair": repair }))).await?;
+    loop {
+        let progress = shown.progress.unwrap_or_default();
+        show(&bar, &progress);
+        if !progress.running {
+            bar.finish_and_clear();
+            return Ok(progress.report);
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+        shown = server.get("/verify").await?;
+    }
+}
+
+fn bar() -> ProgressBar {
+    let bar = ProgressBar::new(0);
     // The template is a constant; should it be wrong, the bar looks plain.
     if let Ok(style) = ProgressStyle::with_template("{bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta} left") {
         bar.set_style(style);
     }
     bar.enable_steady_tick(Duration::from_millis(200));
-    let mut report =
-        Report { differences: store.audit().await.map_err(|error| error.to_string())?, ..Report::default() };
-    let at_once = std::thread::available_parallelism().map_or(1, usize::from);
-    let checks = held.into_iter().map(|(digest, size_bytes)| async move {
-        let checked =
-            if repair { store.check_and_heal_blob(&digest, None).await } else { store.check_blob(&digest, None).await };
-        (digest, size_bytes, checked)
-    });
-    let mut checks = stream::iter(checks).buffer_unordered(at_once);
-    while let Some((digest, size_bytes, checked)) = checks.next().await {
-        bar.inc(size_bytes);
-        match checked {
-            Checked::Right => (report.right, report.bytes) = (report.right + 1, report.bytes + size_bytes),
-            Checked::Gone => {}
-            Checked::Wrong(what) => report.wrong.push((digest, what)),
-            Checked::Unreadable(error) => report.unreadable.push((digest, error.to_string())),
-        }
-    }
-    bar.finish_and_clear();
-    Ok(report)
+    bar
 }
 
-// === impl Report ===
+fn show(bar: &ProgressBar, progress: &Progress) {
+    bar.set_length(progress.total_bytes);
+    bar.set_position(progress.checked_bytes);
+}
 
-impl Report {
-    fn is_clean(&self) -> bool {
-        self.wrong.is_empty() && self.unreadable.is_empty() && self.differences.is_empty()
+#[expect(clippy::print_stdout, reason = "the report is what the command is for")]
+fn print(report: &Report, verify: &Verify) {
+    if verify.json {
+        println!("{}", json!(report));
+        return;
     }
-
-    #[expect(clippy::print_stdout, reason = "the report is what the command is for")]
-    fn print(&self, verify: &Verify) {
-        let Self { right, bytes, wrong, unreadable, differences } = self;
-        if verify.json {
-            let list = |list: &[(Digest, String)]| -> Vec<_> {
-                list.iter().map(|(digest, what)| json!({ "digest": digest, "what": what })).collect()
-            };
-            let (wrong, unreadable) = (list(wrong), list(unreadable));
-            let report = json!({
-                "right": right, "bytes": bytes, "wrong": wrong, "unreadable": unreadable,
-                "differences": differences, "repaired": verify.repair,
-            });
-            println!("{report}");
-            return;
-        }
-        for (digest, what) in wrong {
-            println!("wrong       {digest}: {what}{}", if verify.repair { "; in quarantine now" } else { "" });
-        }
-        for (digest, what) in unreadable {
-            println!("unreadable  {digest}: {what}");
-        }
-        for what in differences {
-            println!("strange     {what}");
-        }
-        println!(
-            "{right} blobs are right ({}), {} are wrong, {} can't be read",
-            size(*bytes),
-            wrong.len(),
-            unreadable.len()
-        );
-        if !wrong.is_empty() && !verify.repair {
-            println!("run it with --repair to have them fetched again");
-        }
+    let Report { right, bytes, wrong, unreadable, differences, .. } = report;
+    for Finding { digest, what } in wrong {
+        println!("wrong       {digest}: {what}{}", if verify.repair { "; in quarantine now" } else { "" });
+    }
+    for Finding { digest, what } in unreadable {
+        println!("unreadable  {digest}: {what}");
+    }
+    for what in differences {
+        println!("strange     {what}");
+    }
+    println!(
+        "{right} blobs are right ({}), {} are wrong, {} can't be read",
+        size(*bytes),
+        wrong.len(),
+        unreadable.len()
+    );
+    if !wrong.is_empty() && !verify.repair {
+        println!("run it with --repair to have them fetched again");
     }
 }

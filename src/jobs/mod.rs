@@ -1,3 +1,4 @@
 //! Work that outlives a request and goes on by itself.
 
 pub mod scrub;
+pub mod verify;

@@ -122,13 +122,18 @@ mod tests {
     use super::super::api::{Guard, History};
     use super::super::auth::{Checks, Known};
     use super::*;
+    use std::time::Duration;
+
     use crate::config::Users;
+    use crate::jobs::verify::Verification;
+    use crate::shutdown::Shutdown;
     use crate::tasks::Pool;
 
     fn api() -> Api {
         let checks = Checks::new(Pool::new("test", 1).unwrap());
         let guard = Guard::new(Known::new(&Users::default()), Vec::new(), checks);
-        Api::new(guard, Arc::default(), Readiness::starting(), Activity::default(), History::default())
+        let verification = Verification::new(Shutdown::new(Duration::ZERO));
+        Api::new(guard, Arc::default(), Readiness::starting(), Activity::default(), History::default(), verification)
     }
 
     async fn ask(router: &Router, path: &str) -> (u16, String, String) {

@@ -72,6 +72,14 @@ fn hint(error: &io::Error) -> &'static str {
     }
 }
 
+/// An address that a client on this machine can use.
+pub fn reachable(mut address: SocketAddr) -> SocketAddr {
+    if address.ip().is_unspecified() {
+        address.set_ip(if address.is_ipv4() { [127, 0, 0, 1].into() } else { Ipv6Addr::LOCALHOST.into() });
+    }
+    address
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

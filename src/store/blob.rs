@@ -243,7 +243,9 @@ impl Store {
             .run(move || {
                 let len = usize::try_from(blob.size_bytes).unwrap_or(usize::MAX);
                 let file = &blob.file;
-                let bytes = file.io.disk.read_at(file.file()?, &file.path, 0, len)?;
+                let read = file.io.disk.read_at(file.file()?, &file.path, 0, len);
+                // The next one who asks has it checked, and fetched again if it still can't be read.
+                let bytes = read.inspect_err(|error| file.mark_suspect(&error.to_string()))?;
                 let verified = Verified::check(&digest, &bytes);
                 Ok::<_, StoreError>(verified.map(|_| bytes))
             })

@@ -32,6 +32,8 @@ pub enum StoreError {
         path: PathBuf,
         /// Host, process and start time, as the holder wrote them.
         holder: String,
+        /// Where its API is, if it has one.
+        contact: Option<String>,
     },
     /// The data directory was written by a version of this program that this one does not know.
     #[error(

@@ -249,10 +249,13 @@ impl Disk {
         self.run(Op::Open, path, || OpenOptions::new().read(true).write(true).open(path))
     }
 
-    /// Opens the lock file, creating it if need be.
+    /// Opens the lock file, creating it if need be. One on a disk that takes no writes can be locked as well.
     pub(super) fn open_lock(&self, path: &Path) -> Result<File, StoreError> {
-        self.run(Op::Open, path, || {
-            OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o644).open(path)
+        let open =
+            |writes| OpenOptions::new().read(true).write(writes).create(writes).truncate(false).mode(0o644).open(path);
+        self.run(Op::Open, path, || match open(true) {
+            Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => open(false),
+            opened => opened,
         })
     }
 

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::error::StoreError;
 use super::order::Candidate;
@@ -14,7 +14,7 @@ use crate::clock::Timestamp;
 use crate::oci::{Digest, ImageName, Platform, Reference, media};
 
 /// A held image.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HeldImage {
     /// Its name: with its tag, or with its digest if it has none.
     pub image: ImageName,
@@ -35,7 +35,7 @@ pub struct HeldImage {
 }
 
 /// A held blob that takes much.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HeldLayer {
     /// What it is.
     pub digest: Digest,
@@ -46,7 +46,7 @@ pub struct HeldLayer {
 }
 
 /// What became of removing an image.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Removed {
     /// How much room that made, as it counts.
     pub freed_bytes: u64,
@@ -88,10 +88,23 @@ struct View {
 impl Store {
     /// All held images, by name.
     pub async fn images(&self) -> Result<Vec<HeldImage>, StoreError> {
+        self.images_where(|_, _| true, usize::MAX).await
+    }
+
+    /// The first `limit` of the held images that are wanted, by name, which is given as a text as well.
+    pub async fn images_where(
+        &self,
+        wanted: impl Fn(&ImageName, &str) -> bool,
+        limit: usize,
+    ) -> Result<Vec<HeldImage>, StoreError> {
         let view = self.shared.view().await;
         let users = view.users();
+        let mut named: Vec<_> = view.images.iter().map(|(image, digest)| (image.to_string(), image, digest)).collect();
+        named.retain(|(text, image, _)| wanted(image, text));
+        named.sort_unstable_by(|(a, ..), (b, ..)| a.cmp(b));
+        named.truncate(limit);
         let mut rows = Vec::new();
-        for (image, digest) in &view.images {
+        for (_, image, digest) in named {
             let reached = view.reach([*digest]);
             let held = |digest: &&Digest| view.held.contains_key(*digest);
             let size = |digest: &Digest| view.held.get(digest).map_or(0, |(size_bytes, _)| *size_bytes);
@@ -107,7 +120,6 @@ impl Store {
                 pins: self.pins_of(image),
             });
         }
-        rows.sort_by_key(|row| row.image.to_string());
         Ok(rows)
     }
 

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
+use super::Store;
 use super::error::StoreError;
 use super::fs::Disk;
 use super::io::Io;
@@ -16,7 +17,7 @@ use crate::clock::Timestamp;
 
 /// The lock on a data directory, for as long as it lives.
 #[derive(Debug)]
-pub(super) struct Lock(#[expect(dead_code, reason = "closing the file frees the lock")] File);
+pub(super) struct Lock(File);
 
 /// What the holder writes into the file, for whoever finds it locked.
 #[derive(Debug, Serialize, Deserialize)]
@@ -24,6 +25,9 @@ struct Holder {
     host: String,
     pid: u32,
     started: Timestamp,
+    /// Where its API is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    contact: Option<String>,
 }
 
 /// How often a waiting process looks again. `flock` can't be waited for with a deadline.
@@ -47,21 +51,22 @@ impl Lock {
                     return Ok(Err(disk.read(&path, HOLDER_BYTES_MAX)?.unwrap_or_default()));
                 }
                 // The lock holds without a name in it; a full disk must not keep what is held from being served.
-                if let Err(error) = sign(&disk, &file, &path) {
+                if let Err(error) = sign(&disk, &file, &path, None) {
                     tracing::warn!(%error, "could not write down who holds the data directory");
                 }
                 Ok::<_, StoreError>(Ok(file))
             });
             let holder = match taken.await? {
                 Ok(file) => return Ok(Self(file)),
-                Err(holder) => describe(&holder),
+                Err(holder) => Holder::read(&holder),
             };
             if Instant::now() >= deadline {
-                return Err(StoreError::Locked { path: layout.root().to_owned(), holder });
+                let (holder, contact) = describe(holder);
+                return Err(StoreError::Locked { path: layout.root().to_owned(), holder, contact });
             }
             if !announced {
                 announced = true;
-                announce(layout.root(), &holder, wait);
+                announce(layout.root(), &describe(holder).0, wait);
             }
             tokio::time::sleep_until(deadline.min(Instant::now() + POLL)).await;
         }
@@ -69,8 +74,8 @@ impl Lock {
 }
 
 /// Writes who this is into the lock file.
-fn sign(disk: &Disk, file: &File, path: &Path) -> Result<(), StoreError> {
-    let holder = serde_json::to_vec(&Holder::this_process()).unwrap_or_default();
+fn sign(disk: &Disk, file: &File, path: &Path, contact: Option<String>) -> Result<(), StoreError> {
+    let holder = serde_json::to_vec(&Holder { contact, ..Holder::this_process() }).unwrap_or_default();
     disk.resize(file, path, 0)?;
     disk.write_at(file, path, 0, &[Bytes::from(holder)])
 }
@@ -78,6 +83,23 @@ fn sign(disk: &Disk, file: &File, path: &Path) -> Result<(), StoreError> {
 fn announce(root: &Path, holder: &str, wait: Duration) {
     let wait_seconds = wait.as_secs();
     tracing::warn!(path = %root.display(), holder, wait_seconds, "the data directory is in use, waiting for its holder to stop");
+}
+
+// === impl Store ===
+
+impl Store {
+    /// Lets commands that find the data directory in use know where its server's API is.
+    pub async fn sign(&self, contact: &str) {
+        let (shared, contact) = (self.shared.clone(), contact.to_owned());
+        let write = move || {
+            let lock = shared.lock.lock();
+            let Some(Lock(file)) = &*lock else { return Ok(()) };
+            sign(&shared.io.disk, file, &shared.layout.lock(), Some(contact))
+        };
+        if let Err(error) = self.shared.io.run_counted(write).await {
+            tracing::warn!(%error, "could not write down where the API is");
+        }
+    }
 }
 
 // === impl Holder ===
@@ -89,15 +111,20 @@ impl Holder {
             host: system.nodename().to_string_lossy().into_owned(),
             pid: std::process::id(),
             started: Timestamp::now(),
+            contact: None,
         }
+    }
+
+    fn read(bytes: &[u8]) -> Option<Self> {
+        serde_json::from_slice(bytes).ok()
     }
 }
 
-fn describe(bytes: &[u8]) -> String {
-    let Ok(holder) = serde_json::from_slice::<Holder>(bytes) else {
-        return "a process that left no name".to_owned();
+/// Who holds the lock, in words, and where its API is.
+fn describe(holder: Option<Holder>) -> (String, Option<String>) {
+    let Some(Holder { host, pid, started, contact }) = holder else {
+        return ("a process that left no name".to_owned(), None);
     };
-    let Holder { host, pid, started } = holder;
     let since = started.age().map_or(String::new(), |age| format!(", which took it {} s ago", age.as_secs()));
-    format!("process {pid} on {host}{since}")
+    (format!("process {pid} on {host}{since}"), contact)
 }

@@ -12,7 +12,7 @@ use std::collections::HashSet;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -83,7 +83,7 @@ pub use ledger::Reservation;
 pub use lists::{ListName, ListRecord};
 pub use partial::{Extent, Partial};
 pub use piece::{Cut, Piece, Pieces};
-pub use pins::{Pin, PinName};
+pub use pins::{NamedPin, Pin, PinName};
 pub use records::{Listed, ManifestRecord, TagRecord};
 pub use scrub::{Checked, ScrubState};
 pub use seam::{Change, Faults, Op};
@@ -195,6 +195,8 @@ struct Shared {
     pin_turn: Mutex<()>,
     /// What of the pinned content is held, as it counted when somebody last looked.
     pinned_bytes: AtomicU64,
+    /// It was said that the pins leave hardly any room.
+    pins_said: AtomicBool,
     /// The folders of partials that are in use, at rest or being removed.
     partials: Mutex<HashSet<PathBuf>>,
     /// Those of them that the disk would not let go of.
@@ -249,11 +251,10 @@ impl Store {
         tracing::debug!(path = %options.path.display(), blobs, held_bytes, capacity_bytes, elapsed_ms, "opened the store");
         let grace_until = (excess > 0).then(|| Instant::now() + options.shrink_grace);
         if grace_until.is_some() {
-            let grace_seconds = options.shrink_grace.as_secs();
             tracing::warn!(
                 held_bytes,
                 capacity_bytes,
-                grace_seconds,
+                grace_seconds = options.shrink_grace.as_secs(),
                 "more is held than storage.capacity allows; nothing is evicted for a while, and nothing new is stored"
             );
         }
@@ -282,6 +283,7 @@ impl Store {
             pins: RwLock::default(),
             pin_turn: Mutex::default(),
             pinned_bytes: AtomicU64::new(0),
+            pins_said: AtomicBool::new(false),
             partials: Mutex::default(),
             unremoved: Mutex::default(),
             resting: Resting::default(),

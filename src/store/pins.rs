@@ -37,6 +37,16 @@ pub struct Pin {
     pub created: Timestamp,
 }
 
+/// A pin with its name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NamedPin {
+    /// Its name.
+    pub name: PinName,
+    /// What it keeps.
+    #[serde(flatten)]
+    pub pin: Pin,
+}
+
 /// All pins, with the room that their files take.
 pub(super) type Pins = BTreeMap<PinName, (Pin, Charge)>;
 
@@ -84,9 +94,11 @@ impl Store {
             let _turn = shared.pin_turn.lock();
             publish_bytes(&shared.io.disk, Bytes::from(content), &staged, &target, MODE_RECORD, None)?;
             shared.pins.write().insert(name, (pin, room.into_charge()));
-            Ok(())
+            Ok::<_, StoreError>(())
         };
-        self.shared.io.run_counted(put).await
+        self.shared.io.run_counted(put).await?;
+        self.shared.look_at_pins().await;
+        Ok(())
     }
 
     /// Takes a promise back. `false`: there was none of that name.
@@ -139,6 +151,20 @@ impl Shared {
         self.pinned_bytes.store(held, Ordering::Relaxed);
         self.metrics.store_pinned_bytes.set(i64::try_from(held).unwrap_or(i64::MAX));
         pinned
+    }
+
+    /// Sees what the pins keep, and says it when that has come to leave hardly any room.
+    pub(super) async fn look_at_pins(self: &Arc<Self>) {
+        if self.pins.read().is_empty() {
+            return;
+        }
+        let shared = self.clone();
+        self.io.reading.run(move || shared.pinned()).await;
+        let exceed = self.pins_exceed();
+        let said = self.pins_said.swap(exceed.is_some(), Ordering::Relaxed);
+        if let (Some(what), false) = (exceed, said) {
+            tracing::warn!("{what}");
+        }
     }
 
     /// What is wrong with the pins: they leave hardly any room.

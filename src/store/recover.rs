@@ -79,7 +79,9 @@ pub(super) fn recover(
     layout: &Layout,
     budget: &dyn Fn(&FileSystemFacts) -> Budget,
 ) -> Result<Recovered, StoreError> {
-    disk.empty(&layout.tmp(), 0)?;
+    if let Err(error) = disk.empty(&layout.tmp(), 0) {
+        tracing::warn!(%error, "could not remove what was left half-done; what is held is served all the same");
+    }
     for folder in [layout.partials(), layout.tmp(), layout.repositories(), layout.quarantine(), layout.pins()] {
         disk.ensure_folder(&folder)?;
     }
@@ -91,6 +93,7 @@ pub(super) fn recover(
         }
     }
     let strange = Strange::default();
+    warn_of_mounts(disk, layout);
     let mut blobs = Vec::new();
     for algorithm in ALGORITHMS {
         blobs.extend(scan(disk, layout, algorithm, &strange)?);
@@ -108,6 +111,22 @@ pub(super) fn recover(
         }
     }
     Ok(Recovered { index, budget, partials })
+}
+
+/// Says so where files can't be moved to where they belong: then nothing new is kept.
+fn warn_of_mounts(disk: &Disk, layout: &Layout) {
+    let device = |path: &Path| disk.device(path).ok().flatten();
+    let here = device(&layout.tmp());
+    let others = [layout.partials(), layout.repositories(), layout.quarantine(), layout.pins()];
+    for path in others.into_iter().chain(ALGORITHMS.map(|algorithm| layout.algorithm(algorithm))) {
+        let there = device(&path);
+        if there.is_some() && there != here {
+            tracing::error!(
+                path = %path.display(),
+                "this is on another file system than the rest of the data directory, so nothing can be moved there and kept"
+            );
+        }
+    }
 }
 
 /// All blobs of one algorithm, folder by folder in parallel.
@@ -231,7 +250,7 @@ impl Shared {
             let Some(digest) = layout::manifest_at(&found.name) else { continue };
             let path = folder.join(&found.name);
             if self.ledger.read().size_of(&digest).is_none() {
-                self.io.disk.remove(&path)?;
+                self.remove_stray(&path);
                 continue;
             }
             if let Some((record, len)) = self.read_record::<ManifestRecord>(&path)? {
@@ -252,10 +271,17 @@ impl Shared {
                 let charge = self.ledger.found_record(record_charge(len as u64));
                 self.catalog.write().add_tag(repository, &tag, record.digest, charge);
             } else {
-                self.io.disk.remove(&path)?;
+                self.remove_stray(&path);
             }
         }
         Ok(())
+    }
+
+    /// Removes a record whose manifest is gone. It does no harm if that fails.
+    fn remove_stray(&self, path: &Path) {
+        if let Err(error) = self.io.disk.remove(path) {
+            tracing::warn!(%error, "could not remove the record of what is gone");
+        }
     }
 
     fn load_lists(self: &Arc<Self>, repository: &Repository) -> Result<(), StoreError> {

@@ -23,10 +23,7 @@ impl Store {
             shared.remove_leftovers().await;
             shared.drop_old_resting().await;
             Store { shared: shared.clone() }.probe().await;
-            if !shared.pins.read().is_empty() {
-                let shared = shared.clone();
-                shared.clone().io.reading.run(move || shared.pinned()).await;
-            }
+            shared.look_at_pins().await;
             if shared.ledger.read().excess() > 0 {
                 shared.evict_excess().await;
             }

@@ -1,19 +1,19 @@
-//! The commands that work on the store of a server that doesn't run.
+//! The commands that look after a store, whether or not a server runs on it.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::support::client::Request;
 use crate::support::images::{Image, sha256};
 use crate::support::mirror::{blob, manifest};
-use crate::support::program::Program;
+use crate::support::program::{Program, Serving};
 use crate::support::registry::Registry;
 
 fn text(output: &std::process::Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }
 
-/// A stopped mirror that holds two images, which share nothing.
-async fn world() -> (Program, [Image; 2]) {
+/// A mirror that holds two images, which share nothing. It runs, or is killed.
+async fn world(runs: bool) -> (Program, [Image; 2], Option<Serving>) {
     let registry = Registry::start().await;
     let images = [Image::new(1, &[2000, 300_000]), Image::new(2, &[5000])];
     let program = Program::new(&registry, "64MiB");
@@ -28,15 +28,18 @@ async fn world() -> (Program, [Image; 2]) {
             crate::support::client::send(serving.addr, &Request::get(path)).await.assert_ok(&part.bytes);
         }
     }
-    let refused = program.run("images", &[]);
-    assert!(!refused.status.success() && text(&refused).contains("is in use by process"), "{}", text(&refused));
     // What clients have got is published a moment later.
     let mut held: Vec<_> = images.iter().flat_map(Image::blobs).map(|part| file(&program, &part.digest)).collect();
     let tags = program.data().join("v1/repositories/docker.io/library/app/_tags");
     held.extend(["one.json", "two.json"].map(|tag| tags.join(tag)));
     crate::support::until("all is held", || held.iter().all(|file| file.exists())).await;
-    serving.kill();
-    (program, images)
+    let serving = if runs {
+        Some(serving)
+    } else {
+        serving.kill();
+        None
+    };
+    (program, images, serving)
 }
 
 fn file(program: &Program, digest: &str) -> std::path::PathBuf {
@@ -46,7 +49,13 @@ fn file(program: &Program, digest: &str) -> std::path::PathBuf {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn images_are_listed_pinned_and_removed() {
-    let (program, images) = world().await;
+    for runs in [false, true] {
+        look_after_images(runs).await;
+    }
+}
+
+async fn look_after_images(runs: bool) {
+    let (program, images, serving) = world(runs).await;
     let listed = program.run("images", &["--json", "--layers", "1"]);
     let listed: Value = serde_json::from_slice(&listed.stdout).unwrap_or_else(|_| panic!("{}", text(&listed)));
     let names: Vec<_> = listed["images"].as_array().unwrap().iter().map(|row| row["image"].as_str().unwrap()).collect();
@@ -68,11 +77,18 @@ async fn images_are_listed_pinned_and_removed() {
     assert!(images[0].blobs().all(|part| !file(&program, &part.digest).exists()));
     assert!(images[1].blobs().all(|part| file(&program, &part.digest).exists()));
     assert!(!program.run("rm", &["app:one"]).status.success());
+    drop(serving);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn verify_finds_what_rotted_and_repairs_it_when_told_to() {
-    let (program, images) = world().await;
+    for runs in [false, true] {
+        look_for_rot(runs).await;
+    }
+}
+
+async fn look_for_rot(runs: bool) {
+    let (program, images, serving) = world(runs).await;
     let clean = program.run("verify", &[]);
     assert!(clean.status.success(), "{}", text(&clean));
     let digest = images[0].layers[1].digest.clone();
@@ -93,4 +109,34 @@ async fn verify_finds_what_rotted_and_repairs_it_when_told_to() {
     assert!(!path.exists());
     assert!(program.data().join("v1/quarantine").join(digest.replace(':', "-")).exists());
     assert!(program.run("verify", &[]).status.success());
+    drop(serving);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_knows_its_admins_obeys_only_them() {
+    let registry = Registry::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let token = |name: &str| folder.path().join(name);
+    std::fs::write(token("tokens"), "ann:admin-0123456789\nbob:reader-0123456789\n").unwrap();
+    std::fs::write(token("ann"), "admin-0123456789\n").unwrap();
+    std::fs::write(token("bob"), "reader-0123456789\n").unwrap();
+    let program = Program::new(&registry, "64MiB");
+    program.configure(&format!("[admin]\ntokens_file = {}\nadmins = [\"ann\"]\n", json!(token("tokens"))));
+    let serving = program.serve().await;
+    let run = |name: &str, arguments: &[&str], who: Option<&str>| {
+        let file = who.map(|who| token(who).display().to_string());
+        let mut all: Vec<&str> = file.iter().flat_map(|file| ["--token-file", file]).collect();
+        all.extend(arguments);
+        program.run(name, &all)
+    };
+    let stranger = run("images", &[], None);
+    assert!(!stranger.status.success() && text(&stranger).contains("--token-file"), "{}", text(&stranger));
+    assert!(run("images", &[], Some("bob")).status.success());
+    for (name, arguments) in [("pin", &["p", "app:one"][..]), ("rm", &["app:one"]), ("verify", &["--repair"])] {
+        let refused = run(name, arguments, Some("bob"));
+        assert!(!refused.status.success() && text(&refused).contains("admin.admins"), "{name}: {}", text(&refused));
+    }
+    assert!(run("pin", &["p", "app:one"], Some("ann")).status.success());
+    assert!(text(&run("pin", &["--json"], Some("bob"))).contains("docker.io/library/app:one"));
+    drop(serving);
 }

@@ -23,7 +23,7 @@ const MAY_USE: [(&str, &[&str]); 22] = [
     ("jobs", &["store", "shutdown"]),
     ("api_client", &["upstream"]),
     ("mirror", &["config", "files", "fill", "upstream", "store"]),
-    ("server", &["config", "files", "fill", "mirror", "store", "shutdown", "telemetry"]),
+    ("server", &["config", "files", "fill", "jobs", "mirror", "store", "shutdown", "telemetry"]),
     ("app", &["config", "files", "server", "jobs", "mirror", "fill", "upstream", "store", "shutdown", "telemetry"]),
     ("demo", &["app", "config", "shutdown"]),
     ("cli", &["*"]),

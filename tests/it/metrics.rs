@@ -108,7 +108,21 @@ async fn every_series_is_there_from_the_start_and_moves() {
     assert!(mirror.get(&blob("library/app", &wrong.digest)).await.status() >= 500);
     registry.heal();
     mirror.idle().await;
+    // A disk that hangs while manifests are served, and one that takes none of them.
+    let hanging = disk.hang();
+    registry.put_image("library/third", "v1", &Image::new(6, &[10]));
+    registry.put_image("library/fourth", "v1", &Image::new(7, &[10]));
+    assert_eq!(mirror.get(&manifest("library/third", "v1")).await.status(), 200);
+    note(&mirror, &mut moved).await;
+    drop(hanging);
     disk.fail(Op::Create, Errno::IO);
+    assert_eq!(mirror.get(&manifest("library/fourth", "v1")).await.status(), 200);
+    within("what was served is given up", async {
+        while mirror.metrics().await.contains("cachalot_store_unkept_total 0\n") {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
     let unkept = Blob::noise(5, 5000);
     registry.put_blob("library/app", &unkept);
     mirror.get(&blob("library/app", &unkept.digest)).await;

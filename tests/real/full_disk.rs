@@ -1,4 +1,4 @@
-//! The data folder is a small file system of its own, which others fill to the last byte.
+//! The data folder is a small file system of its own, which others fill to the last byte, or which takes no writes.
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
@@ -43,6 +43,10 @@ impl SmallDisk {
         };
         assert_eq!(error.kind(), io::ErrorKind::StorageFull);
         ballast
+    }
+
+    fn remount(&self, option: &str) {
+        run(Command::new("mount").args(["-o", &format!("remount,{option}")]).arg(self.path()));
     }
 
     fn empty(&self) {
@@ -96,5 +100,34 @@ fn pulls_go_on_past_a_full_disk_and_are_kept_again_when_there_is_room() {
         for image in [small, big] {
             check(&Skopeo, &mirror, image, By::Tag);
         }
+    }
+}
+
+#[test]
+fn a_mirror_starts_on_a_disk_that_takes_no_writes_and_serves_what_it_holds() {
+    let disk = SmallDisk::mount("400m");
+    let data = disk.path().join("data");
+    let mut upstream = Upstream::start(&FIXTURE.storage);
+    let mut mirror = Mirror::start_on(&upstream, &data, "0%");
+    let (small, multi) = (&FIXTURE.busybox, &FIXTURE.multi);
+    check(&Skopeo, &mirror, small, By::Tag);
+    mirror.settle();
+    mirror.kill();
+    disk.remount("ro");
+    mirror.restart();
+    let before = upstream.blob_bytes_sent();
+    check(&Skopeo, &mirror, small, By::Tag);
+    assert_eq!(upstream.blob_bytes_sent(), before, "what is held is served");
+    check(&Skopeo, &mirror, multi, By::Tag);
+    let (status, standing) = mirror.standing();
+    assert_eq!((status, standing.starts_with("degraded: ")), (200, true), "{standing}");
+
+    disk.remount("rw");
+    wait_until("the store works again", || mirror.standing().1 == "ok\n");
+    check(&Skopeo, &mirror, multi, By::Tag);
+    mirror.settle();
+    upstream.stop();
+    for image in [small, multi] {
+        check(&Skopeo, &mirror, image, By::Tag);
     }
 }

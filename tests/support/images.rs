@@ -120,14 +120,22 @@ impl Image {
         Self::build(seed, layer_sizes, DOCKER_MANIFEST, "amd64")
     }
 
+    /// An image in OCI form with these layers.
+    pub(crate) fn of(seed: u64, layers: Vec<Blob>) -> Self {
+        Self::assemble(seed, layers, OCI_MANIFEST, "amd64")
+    }
+
     fn build(seed: u64, layer_sizes: &[usize], media_type: &str, architecture: &str) -> Self {
+        let layers = (1u64..).zip(layer_sizes).map(|(n, size)| Blob::noise(seed.wrapping_mul(1000) + n, *size));
+        Self::assemble(seed, layers.collect(), media_type, architecture)
+    }
+
+    fn assemble(seed: u64, layers: Vec<Blob>, media_type: &str, architecture: &str) -> Self {
         let (config_type, layer_type) = if media_type == DOCKER_MANIFEST {
             ("application/vnd.docker.container.image.v1+json", "application/vnd.docker.image.rootfs.diff.tar.gzip")
         } else {
             (OCI_CONFIG, OCI_LAYER)
         };
-        let layers: Vec<_> =
-            (1u64..).zip(layer_sizes).map(|(n, size)| Blob::noise(seed.wrapping_mul(1000) + n, *size)).collect();
         let diff_ids: Vec<_> = layers.iter().map(|layer| layer.digest.clone()).collect();
         let config = json!({
             "architecture": architecture, "os": "linux", "author": format!("seed {seed}"),

@@ -42,6 +42,16 @@ impl Program {
         Self { folder }
     }
 
+    /// Adds to the configuration, in front: a section that is there is gone on with.
+    pub(crate) fn configure(&self, section: &str) {
+        let text = std::fs::read_to_string(self.config()).unwrap();
+        let text = match section.split_once('\n') {
+            Some((head, keys)) if text.contains(head) => text.replace(head, &format!("{head}\n{keys}")),
+            _ => format!("{text}{section}"),
+        };
+        std::fs::write(self.config(), text).unwrap();
+    }
+
     /// The data directory.
     pub(crate) fn data(&self) -> PathBuf {
         self.folder.path().join("data")
@@ -94,7 +104,7 @@ impl Program {
         Serving { child, addr, admin, log }
     }
 
-    /// Runs a command on the store of a server that doesn't run.
+    /// Runs a command on the store, or on the server that runs on it.
     pub(crate) fn run(&self, name: &str, arguments: &[&str]) -> Output {
         command(name, &self.config()).args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).output().unwrap()
     }

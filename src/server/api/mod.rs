@@ -4,23 +4,27 @@ mod error;
 mod fills;
 mod guard;
 mod history;
+mod images;
 mod logs;
 mod page;
+mod pins;
 mod reload;
 mod requests;
 mod status;
 mod upstreams;
+mod verify;
 
 use std::sync::Arc;
 use std::time::Instant;
 
 use axum::Router;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{get, post, put};
 use http::header::CONTENT_TYPE;
 use parking_lot::RwLock;
 
 use crate::fill::Fills;
+use crate::jobs::verify::Verification;
 use crate::metrics::Metrics;
 use crate::mirror::Mirror;
 use crate::store::Store;
@@ -44,6 +48,7 @@ struct Shared {
     readiness: Readiness,
     activity: Activity,
     history: History,
+    verification: Verification,
     guard: RwLock<Arc<Guard>>,
     parts: RwLock<Option<Parts>>,
     reload: RwLock<Option<Arc<dyn Reload>>>,
@@ -75,6 +80,7 @@ impl Api {
         readiness: Readiness,
         activity: Activity,
         history: History,
+        verification: Verification,
     ) -> Self {
         Self(Arc::new(Shared {
             started: Instant::now(),
@@ -82,6 +88,7 @@ impl Api {
             readiness,
             activity,
             history,
+            verification,
             guard: RwLock::new(Arc::new(guard)),
             parts: RwLock::new(None),
             reload: RwLock::new(None),
@@ -121,6 +128,11 @@ impl Api {
             .route("/refused", get(upstreams::refused))
             .route("/requests", get(requests::list))
             .route("/history", get(history::show))
+            .route("/images", get(images::list).delete(images::remove))
+            .route("/layers", get(images::layers))
+            .route("/pins", get(pins::list))
+            .route("/pins/{name}", put(pins::put).delete(pins::remove))
+            .route("/verify", get(verify::show).post(verify::begin))
             .route("/reload", post(reload::reload))
             .route("/log", get(logs::show).put(logs::change))
             .fallback(async || ApiError::not_found("there is nothing of this name in the API"))

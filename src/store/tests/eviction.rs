@@ -228,3 +228,44 @@ async fn the_disk_never_holds_more_than_the_budget_and_one_percent() {
     store.settled().await;
     assert_eq!(store.snapshot(), before, "a restart counts the same");
 }
+
+/// Pulls `count` tags once each, as bots do, and says how long the next start takes.
+async fn pull_once(count: u64, capacity_bytes: u64) -> Duration {
+    let rig = Rig::in_memory(capacity_bytes);
+    let store = rig.open().await;
+    let app = repository("library/app");
+    for n in 0..count {
+        let digest = put(&store, &format!("manifest {n}"), 2000).await;
+        assert!(store.put_manifest(&app, digest, manifest_record(n, &[])).await.unwrap());
+        assert!(store.put_tag(&app, &tag(&format!("v{n}")), tag_record(digest)).await.unwrap());
+    }
+    store.settled().await;
+    let (files, tags) = (rig.files("").len() as u64, store.held_tags(&app).await.unwrap().len() as u64);
+    assert!(tags > 0 && tags < count, "{tags} tags are left");
+    // Each file counts a block at least, whatever is in it; beside them are the lock and the tag for backup tools.
+    assert!(files <= capacity_bytes / 4096 + 2, "{files} files");
+    store.close().await;
+    let begun = Instant::now();
+    let store = rig.open().await;
+    store.settled().await;
+    let elapsed = begun.elapsed();
+    assert_at_rest(&store).await;
+    store.close().await;
+    elapsed
+}
+
+#[tokio::test]
+async fn tags_that_a_bot_pulls_once_leave_nothing_behind_for_ever() {
+    pull_once(1500, 4 * MIB).await;
+}
+
+/// `cargo test --release --lib store::tests::eviction -- --ignored`, a part of `.ci/long`.
+#[tokio::test]
+#[ignore = "takes minutes: part of .ci/long"]
+async fn two_hundred_thousand_tags_that_a_bot_pulls_once_leave_nothing_behind_for_ever() {
+    use std::io::Write as _;
+    let elapsed = pull_once(200_000, 256 * MIB).await;
+    let mut figures = std::io::stderr();
+    writeln!(figures, "200 000 tags pulled once into 256 MiB: the next start took {elapsed:?}, records and all")
+        .unwrap();
+}

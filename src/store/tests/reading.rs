@@ -215,3 +215,23 @@ async fn the_same_blob_from_many_upstreams_at_once_is_stored_once() {
     assert_eq!(store.read_blob(&digest).await.unwrap(), Some(bytes));
     assert_at_rest(&store).await;
 }
+
+#[tokio::test]
+async fn what_can_not_be_read_again_and_again_is_given_up_and_fetched_again() {
+    let script = Script::failing_only(Op::Read, Errno::IO);
+    let rig = Rig::new(MIB).with_faults(&script);
+    let digest = {
+        let store = rig.open().await;
+        let digest = put(&store, "bad sector", 5000).await;
+        store.close().await;
+        digest
+    };
+    let store = rig.open().await;
+    assert!(store.read_blob(&digest).await.is_err(), "it may have been a moment's trouble");
+    assert_eq!(store.read_blob(&digest).await.unwrap(), None, "it was not");
+    assert_eq!(store.size_of(&digest), None);
+    put(&store, "bad sector", 5000).await;
+    assert_eq!(store.read_blob(&digest).await.unwrap().unwrap().len(), 5000);
+    store.settled().await;
+    assert_at_rest(&store).await;
+}
