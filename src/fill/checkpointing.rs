@@ -2,9 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
+use futures_util::future::{Fuse, FusedFuture};
 use tokio::time::{Instant, sleep_until};
 
 use crate::store::{CheckedPiece, Checkpoint, OpenFile, PIECE_BYTES_MAX, Partial, Prefix, StoreError};
@@ -26,6 +29,15 @@ pub(super) struct Checkpointer<'a> {
     checked: BTreeMap<u64, CheckedPiece>,
 }
 
+/// Which checkpoints were taken: how many bytes were there, and when.
+#[derive(Debug)]
+struct Taken {
+    noted_bytes: u64,
+    noted_at: Instant,
+    synced_bytes: u64,
+    synced_at: Instant,
+}
+
 /// What of a blob was there at one moment.
 #[derive(Debug)]
 pub(super) struct Snapshot {
@@ -45,9 +57,15 @@ pub(super) struct Leftovers {
     pub(super) runs: Vec<(Claim, Vec<CheckedPiece>)>,
 }
 
-/// So much may be lost by a crash: what arrived in so long, or so many bytes, whichever is less.
-const EVERY: Duration = Duration::from_secs(2);
-const EVERY_BYTES: u64 = 32 * 1024 * 1024;
+/// What a crash of the program may lose: what arrived in so long, or so many bytes, whichever is less; but notes lie at least
+/// so far apart.
+const NOTE_EVERY: Duration = Duration::from_secs(1);
+const NOTE_BYTES: u64 = 8 * 1024 * 1024;
+const NOTE_PAUSE: Duration = Duration::from_millis(100);
+
+/// What a power cut may lose, besides what arrives while the disk syncs.
+const SYNC_EVERY: Duration = Duration::from_secs(2);
+const SYNC_BYTES: u64 = 32 * 1024 * 1024;
 
 // === impl Checkpointer ===
 
@@ -65,32 +83,42 @@ impl<'a> Checkpointer<'a> {
     /// Takes checkpoints for as long as the disk keeps what is written. One that can't be noted costs no more than what a crash
     /// would cost; a failed sync ends it, for nobody can tell what the disk has then.
     pub(super) async fn keep_taking(&mut self) -> StoreError {
-        let mut noted = self.progress.present_bytes();
+        let (partial, progress) = (self.partial, self.progress);
+        let mut taken = Taken::new(progress.present_bytes());
+        // The disk may take long to sync. Notes are taken meanwhile.
+        let mut syncing = pin!(Fuse::terminated());
         loop {
-            let due = Instant::now() + EVERY;
-            loop {
-                let change = self.progress.change();
-                if self.progress.present_bytes() >= noted + EVERY_BYTES {
-                    break;
+            let is_syncing = !syncing.is_terminated();
+            tokio::select! {
+                biased;
+                synced = &mut syncing => match synced {
+                    Err(error) if partial.is_lost() => return error,
+                    Err(error) => {
+                        tracing::warn!(digest = %partial.digest(), "could not take a checkpoint: {error}");
+                    }
+                    Ok(()) => {}
+                },
+                () = taken.due(progress, is_syncing) => {
+                    taken.noted(progress.present_bytes());
+                    let sync = !is_syncing && taken.is_sync_due();
+                    if sync {
+                        taken.synced();
+                    }
+                    let checkpoint = match self.checkpoint(self.look()).await {
+                        Ok(checkpoint) => checkpoint,
+                        Err(error) => {
+                            tracing::warn!(digest = %partial.digest(), "could not take a checkpoint: {error}");
+                            continue;
+                        }
+                    };
+                    if let Err(error) = partial.note(&checkpoint).await {
+                        // The next one follows within a second: not worth a warning each.
+                        tracing::debug!(digest = %partial.digest(), "could not note a checkpoint: {error}");
+                    }
+                    if sync {
+                        syncing.set(async move { partial.checkpoint(&checkpoint).await }.fuse());
+                    }
                 }
-                tokio::select! {
-                    () = change => {}
-                    () = sleep_until(due) => break,
-                }
-            }
-            let change = self.progress.change();
-            let present = self.progress.present_bytes();
-            if present == noted {
-                change.await;
-                continue;
-            }
-            noted = present;
-            let snapshot = self.look();
-            if let Err(error) = self.take(snapshot).await {
-                if self.partial.is_lost() {
-                    return error;
-                }
-                tracing::warn!(digest = %self.partial.digest(), "could not take a checkpoint: {error}");
             }
         }
     }
@@ -103,8 +131,13 @@ impl<'a> Checkpointer<'a> {
         Snapshot { prefixes, pieces, size_bytes: self.progress.size_bytes() }
     }
 
-    /// Takes a checkpoint of what was there.
+    /// Takes the last checkpoint, of what was there.
     pub(super) async fn take(&mut self, snapshot: Snapshot) -> Result<(), StoreError> {
+        let checkpoint = self.checkpoint(snapshot).await?;
+        self.partial.last_checkpoint(&checkpoint).await
+    }
+
+    async fn checkpoint(&mut self, snapshot: Snapshot) -> Result<Checkpoint, StoreError> {
         let Snapshot { prefixes, pieces, size_bytes } = snapshot;
         let hashed = prefixes.last().map_or(0, |prefix| prefix.bytes);
         self.checked.retain(|start, _| *start >= hashed);
@@ -116,13 +149,55 @@ impl<'a> Checkpointer<'a> {
             let crc32c = self.pool.run(move || checksum(&file, start, len)).await?;
             self.checked.insert(start, CheckedPiece { start, len, crc32c });
         }
-        let checkpoint = Checkpoint {
+        Ok(Checkpoint {
             size_bytes,
             prefixes,
             pieces: pieces.iter().filter_map(|(start, _)| self.checked.get(start).copied()).collect(),
             origins: self.origins.clone(),
-        };
-        self.partial.checkpoint(&checkpoint).await
+        })
+    }
+}
+
+// === impl Taken ===
+
+impl Taken {
+    fn new(present_bytes: u64) -> Self {
+        let now = Instant::now();
+        Self { noted_bytes: present_bytes, noted_at: now, synced_bytes: present_bytes, synced_at: now }
+    }
+
+    fn noted(&mut self, present_bytes: u64) {
+        (self.noted_bytes, self.noted_at) = (present_bytes, Instant::now());
+    }
+
+    /// What was noted last is being made durable.
+    fn synced(&mut self) {
+        (self.synced_bytes, self.synced_at) = (self.noted_bytes, self.noted_at);
+    }
+
+    fn is_sync_due(&self) -> bool {
+        self.noted_bytes >= self.synced_bytes + SYNC_BYTES || self.noted_at >= self.synced_at + SYNC_EVERY
+    }
+
+    /// Waits until it's time for the next one. While one is being made durable, no other is.
+    async fn due(&self, progress: &Progress, is_syncing: bool) {
+        loop {
+            let change = progress.change();
+            let present = progress.present_bytes();
+            let note_at = (present > self.noted_bytes).then(|| {
+                let much = present >= self.noted_bytes + NOTE_BYTES;
+                self.noted_at + if much { NOTE_PAUSE } else { NOTE_EVERY }
+            });
+            let sync_at = (present > self.synced_bytes && !is_syncing).then(|| self.synced_at + SYNC_EVERY);
+            match note_at.into_iter().chain(sync_at).min().map(|at| at.max(self.noted_at + NOTE_PAUSE)) {
+                None => change.await,
+                Some(at) if at <= Instant::now() => return,
+                Some(at) => tokio::select! {
+                    () = change => {}
+                    () = sleep_until(at) => {}
+                },
+            }
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use futures_util::future;
+use futures_util::{FutureExt, TryFutureExt, future};
 
 use crate::store::Partial;
 
@@ -74,8 +74,8 @@ impl<'a> Delivery<'a> {
             let gather = async {
                 if last || at + len >= end { Ok(None) } else { incoming.batch(end - at - len, false).await.map(Some) }
             };
-            let (kept, next) = future::join(write, gather).await;
-            kept.map_err(Trouble::Fatal)?;
+            // A body that fails still leaves what came before; nobody waits for one when nothing more can be written.
+            let ((), next) = future::try_join(write.map_err(Trouble::Fatal), gather.map(Ok)).await?;
             at += len;
             match next.map_err(Trouble::Origin)? {
                 Some(next) => batch = next,

@@ -366,8 +366,10 @@ impl State {
         waiting.wake_at(bytes, |goal| phase.reached(goal));
     }
 
-    fn is_quiet(&self) -> bool {
-        self.ahead == Ahead::Nothing && self.wants.is_empty() && self.waiting.is_empty()
+    /// What a connection is still bringing is not thrown away, even if the client that wanted it has all it asked for.
+    fn is_quiet(&mut self) -> bool {
+        let nobody = self.ahead == Ahead::Nothing && self.wants.is_empty() && self.waiting.is_empty();
+        nobody && !self.phase.segments().is_some_and(|segments| segments.has_claims())
     }
 }
 

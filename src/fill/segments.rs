@@ -60,6 +60,11 @@ impl Segments {
         self.present.end_of(offset)
     }
 
+    /// Whether a connection is bringing anything.
+    pub(super) fn has_claims(&self) -> bool {
+        self.claims.iter().any(|claim| !claim.rest.is_empty())
+    }
+
     /// Whether all bytes are present.
     #[cfg(test)]
     pub(super) fn is_complete(&self) -> bool {

@@ -19,9 +19,9 @@ pub(super) fn charge(size_bytes: u64) -> u64 {
     blocks(size_bytes).saturating_add(size_bytes / 1024).saturating_add(512)
 }
 
-/// What a partial counts of whose file `on_disk_bytes` were written: its folder and its checkpoint take their blocks too.
+/// What a partial counts of whose file `on_disk_bytes` were written: its folder and its checkpoints take their blocks too.
 pub(super) fn sparse_charge(on_disk_bytes: u64) -> u64 {
-    charge(on_disk_bytes).saturating_add(3 * BLOCK_BYTES)
+    charge(on_disk_bytes).saturating_add(5 * BLOCK_BYTES)
 }
 
 /// What a record file of `size_bytes` counts.

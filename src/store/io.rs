@@ -107,6 +107,16 @@ impl Io {
         }
     }
 
+    /// Waits for the turn to change the file at `path`, no longer than somebody does who can do without it.
+    pub(super) async fn turn_patiently(
+        &self,
+        path: &Path,
+        turn: Arc<tokio::sync::Mutex<()>>,
+    ) -> Result<OwnedMutexGuard<()>, StoreError> {
+        let stalled = |_| StoreError::Stalled { path: path.to_owned(), limit: TURN_MAX };
+        timeout(TURN_MAX, turn.lock_owned()).await.map_err(stalled)
+    }
+
     /// Runs `job` some time, without anybody waiting for it: for destructors.
     pub(super) fn run_deferred(&self, job: impl FnOnce() + Send + 'static) {
         let deferred = self.defer();

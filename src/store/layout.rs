@@ -6,7 +6,7 @@
 //!   lock
 //!   v1/
 //!     blobs/sha256/ab/abcd…          verified content, mode 0444; mtime = last read
-//!     partial/<registry>/sha256-abcd…/data, state.json
+//!     partial/<registry>/sha256-abcd…/data, state.json, recent.json
 //!     repositories/<registry>/<repository>/_tags/<tag>.json
 //!     repositories/<registry>/<repository>/_manifests/sha256-abcd….json
 //!     repositories/<registry>/<repository>/_lists/<name>.json

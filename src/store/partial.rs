@@ -5,14 +5,13 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::sync::RwLock;
 
 use super::blob::OpenFile;
 use super::count::{charge, sparse_charge};
 use super::error::{NoRoom, StoreError};
 use super::ledger::{Reservation, now};
 use super::publish::{MODE_BLOB, Staged, publish};
-use super::record::Record;
+use super::record::{RECORDS, Record};
 use super::resting::{Entry, Key};
 use super::seam::Op;
 use super::{Shared, Store};
@@ -48,8 +47,8 @@ pub(super) struct Inner {
     pub(super) folder: PathBuf,
     pub(super) file: Arc<OpenFile>,
     pub(super) room: Mutex<Room>,
-    /// Held for reading by each write that is under way.
-    pub(super) writes: Arc<RwLock<()>>,
+    /// Held by the write that is under way. The kernel lets only one write to a file at a time: others would spin meanwhile.
+    pub(super) writing: Arc<tokio::sync::Mutex<()>>,
     pub(super) record: Arc<Record>,
 }
 
@@ -67,9 +66,6 @@ pub(super) struct Room {
 
 /// The file in a partial's folder.
 pub(super) const DATA: &str = "data";
-/// Its last checkpoint, and the next one before it is complete.
-pub(super) const STATE: &str = "state.json";
-pub(super) const STATE_STAGED: &str = "state.tmp";
 
 /// By how much the reservation grows when nobody knows how long the blob will get.
 const GROWTH_BYTES: u64 = 16 << 20;
@@ -151,8 +147,8 @@ impl Partial {
         record: Record,
     ) -> Self {
         let size_bytes = room.extent.size_bytes();
-        let (room, writes, record) = (Mutex::new(room), Arc::default(), Arc::new(record));
-        Self { inner: Some(Inner { shared, registry, digest, size_bytes, folder, file, room, writes, record }) }
+        let (room, writing, record) = (Mutex::new(room), Arc::default(), Arc::new(record));
+        Self { inner: Some(Inner { shared, registry, digest, size_bytes, folder, file, room, writing, record }) }
     }
 
     /// The digest that its content should have.
@@ -195,15 +191,16 @@ impl Partial {
             let source = std::io::Error::new(std::io::ErrorKind::FileTooLarge, "more bytes than the blob has");
             return Err(StoreError::io(Op::Write, &inner.folder.join(DATA), source));
         }
-        inner.make_room(len, end).await?;
+        let data = inner.folder.join(DATA);
         // Goes along with the job, which runs to its end even when nobody waits for it any longer.
-        let writing = inner.writes.clone().read_owned().await;
+        let writing = inner.shared.io.turn_patiently(&data, inner.writing.clone()).await?;
+        inner.make_room(len, end).await?;
         let file = inner.file.clone();
         let write = move || {
             let _writing = writing;
             file.write_at(offset, &chunks)
         };
-        inner.shared.io.run_patiently(&inner.folder.join(DATA), write).await?;
+        inner.shared.io.run_patiently(&data, write).await?;
         inner.room.lock().reservation.wrote(len);
         Ok(())
     }
@@ -369,8 +366,8 @@ impl Shared {
     /// Removes what is left of a partial; only then may its folder be used again.
     pub(super) fn remove_partial(&self, folder: &Path) {
         let disk = &self.io.disk;
-        // The checkpoint goes first: without it nothing else is believed.
-        let files = [STATE, STATE_STAGED, DATA].into_iter().map(|name| disk.remove(&folder.join(name)).map(drop));
+        // The checkpoints go first: without them nothing else is believed.
+        let files = RECORDS.into_iter().chain([DATA]).map(|name| disk.remove(&folder.join(name)).map(drop));
         let removed = files.collect::<Result<(), _>>().and_then(|()| disk.remove_folder(folder));
         match removed {
             Ok(_) => drop(self.partials.lock().remove(folder)),

@@ -1,4 +1,4 @@
-//! Publishing, in one function: mode, time, fsync, rename, fsync of the folder. Nothing else puts a file in its place.
+//! Publishing, in one function: mode, time, fsync, rename, fsync of the folder. Nothing else puts a file in its place to stay.
 
 use std::fs::File;
 use std::path::Path;
@@ -67,4 +67,24 @@ pub(super) fn publish_bytes(
         return Err(error);
     }
     publish(disk, &Staged { file: &file, path: staged, mode, stamp }, target)
+}
+
+/// Writes `bytes` to a new file at `staged` and puts it at `target`, whole or not at all, without making it durable: after a
+/// power cut it may be gone, empty, or what was there before.
+pub(super) fn replace_bytes(
+    disk: &Disk,
+    bytes: Bytes,
+    staged: &Path,
+    target: &Path,
+    mode: u32,
+) -> Result<(), StoreError> {
+    let file = disk.create(staged)?;
+    let replaced = disk
+        .write_at(&file, staged, 0, &[bytes])
+        .and_then(|()| disk.set_mode(&file, staged, mode))
+        .and_then(|()| disk.rename(staged, target));
+    if replaced.is_err() {
+        let _ = disk.remove(staged);
+    }
+    replaced
 }

@@ -1,21 +1,48 @@
-//! The checkpoints of one partial on disk: one at a time, the data before its record, and what a failed sync means.
+//! The checkpoints of one partial on disk: durable ones and quick notes, and what a failed sync means.
 
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use serde::{Deserialize, Serialize};
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use super::checkpoint::Checkpoint;
 use super::error::StoreError;
-use super::partial::{DATA, Partial, STATE, STATE_STAGED};
-use super::publish::{MODE_RECORD, publish_bytes};
+use super::fs::Disk;
+use super::partial::{DATA, Partial};
+use super::publish::{MODE_RECORD, publish_bytes, replace_bytes};
 use super::seam::Op;
+
+/// The last checkpoint whose data was made durable before it, and the next one before it is complete.
+pub(super) const STATE: &str = "state.json";
+const STATE_STAGED: &str = "state.tmp";
+
+/// The last checkpoint that was noted without waiting for the disk. It outlives the process, whose end is what happens most,
+/// but not the kernel: what was written reads as it was written only as long as that runs.
+pub(super) const RECENT: &str = "recent.json";
+const RECENT_STAGED: &str = "recent.tmp";
+
+/// All of them, in the order in which they are removed: what is believed least goes first.
+pub(super) const RECORDS: [&str; 4] = [RECENT, RECENT_STAGED, STATE, STATE_STAGED];
+
+/// A checkpoint is this long at most: that of a blob of 80 GiB of which every other block is present.
+const RECORD_BYTES_MAX: u64 = 8 << 20;
+
+/// A checkpoint that was noted.
+#[derive(Serialize, Deserialize)]
+struct Note<T> {
+    /// Which run of the kernel it was.
+    boot: String,
+    checkpoint: T,
+}
 
 /// What is known of a partial's checkpoints.
 #[derive(Debug, Default)]
 pub(super) struct Record {
-    turn: Arc<Mutex<()>>,
+    /// Held while a durable checkpoint is taken, and while a note is.
+    syncing: Arc<Mutex<()>>,
+    noting: Arc<Mutex<()>>,
     /// The folders above are durable.
     rooted: AtomicBool,
     /// There is a checkpoint on disk.
@@ -25,27 +52,43 @@ pub(super) struct Record {
     lost: AtomicBool,
 }
 
+/// The only one who may touch the checkpoints of a partial.
+#[derive(Debug)]
+pub(super) struct Turn(
+    #[expect(dead_code, reason = "held")] OwnedMutexGuard<()>,
+    #[expect(dead_code, reason = "held")] OwnedMutexGuard<()>,
+);
+
 // === impl Record ===
 
 impl Record {
-    /// That of a partial that was left with a checkpoint.
+    /// That of a partial that was left with a checkpoint, durable or not.
     pub(super) fn found() -> Self {
-        Self { rooted: true.into(), written: true.into(), ..Self::default() }
+        Self { written: true.into(), ..Self::default() }
     }
 
-    /// Waits for the checkpoint that is under way. None is begun while the guard lives.
-    pub(super) async fn turn(&self) -> OwnedMutexGuard<()> {
-        self.turn.clone().lock_owned().await
+    /// Waits for checkpoints that are under way. None is begun while the guards live.
+    pub(super) async fn turn(&self) -> Turn {
+        Turn(self.syncing.clone().lock_owned().await, self.noting.clone().lock_owned().await)
     }
 
     /// The same if there is none.
-    pub(super) fn try_turn(&self) -> Option<OwnedMutexGuard<()>> {
-        self.turn.clone().try_lock_owned().ok()
+    pub(super) fn try_turn(&self) -> Option<Turn> {
+        Some(Turn(self.syncing.clone().try_lock_owned().ok()?, self.noting.clone().try_lock_owned().ok()?))
     }
 
     /// Whether there is a checkpoint that can be believed.
     pub(super) fn is_of_use(&self) -> bool {
         self.written.load(Ordering::Acquire) && !self.lost.load(Ordering::Acquire)
+    }
+
+    /// The disk has failed to keep what was written. The note goes: a later process would find its bytes in the page cache and
+    /// not on disk.
+    fn lose(&self, disk: &Disk, folder: &Path) {
+        self.lost.store(true, Ordering::Release);
+        if let Err(error) = disk.remove(&folder.join(RECENT)) {
+            tracing::warn!(%error, "could not remove a note of what the disk has lost");
+        }
     }
 
     /// An error if the disk has failed to keep what was written.
@@ -66,13 +109,14 @@ impl Partial {
     pub async fn checkpoint(&self, checkpoint: &Checkpoint) -> Result<(), StoreError> {
         let inner = self.inner();
         let text = serde_json::to_vec(checkpoint).unwrap_or_default();
-        let turn = inner.record.turn().await;
+        let turn = inner.record.syncing.clone().lock_owned().await;
         let (shared, folder) = (inner.shared.clone(), inner.folder.clone());
         let (file, record) = (inner.file.clone(), inner.record.clone());
         let write = move || {
             let _turn = turn;
             let (disk, data) = (&shared.io.disk, folder.join(DATA));
-            disk.sync_data(file.file()?, &data).inspect_err(|_| record.lost.store(true, Ordering::Release))?;
+            record.check_kept(&data)?;
+            disk.sync_data(file.file()?, &data).inspect_err(|_| record.lose(disk, &folder))?;
             let (staged, target) = (folder.join(STATE_STAGED), folder.join(STATE));
             // One that was left behind by a failure would be in the way.
             disk.remove(&staged)?;
@@ -90,6 +134,38 @@ impl Partial {
         inner.shared.io.run_counted(write).await
     }
 
+    /// Takes the last checkpoint before the partial rests: no note says anything beyond it.
+    pub async fn last_checkpoint(&self, checkpoint: &Checkpoint) -> Result<(), StoreError> {
+        self.checkpoint(checkpoint).await?;
+        let inner = self.inner();
+        let turn = inner.record.noting.clone().lock_owned().await;
+        let (shared, note) = (inner.shared.clone(), inner.folder.join(RECENT));
+        let remove = move || {
+            let _turn = turn;
+            shared.io.disk.remove(&note).map(drop)
+        };
+        inner.shared.io.run_counted(remove).await
+    }
+
+    /// Notes `checkpoint` for the case that the process ends, without waiting for the disk.
+    pub async fn note(&self, checkpoint: &Checkpoint) -> Result<(), StoreError> {
+        let inner = self.inner();
+        let note = Note { boot: boot(), checkpoint };
+        let text = serde_json::to_vec(&note).unwrap_or_default();
+        let turn = inner.record.noting.clone().lock_owned().await;
+        let (shared, folder, record) = (inner.shared.clone(), inner.folder.clone(), inner.record.clone());
+        let write = move || {
+            let _turn = turn;
+            let (disk, staged, target) = (&shared.io.disk, folder.join(RECENT_STAGED), folder.join(RECENT));
+            record.check_kept(&target)?;
+            disk.remove(&staged)?;
+            replace_bytes(disk, text.into(), &staged, &target, MODE_RECORD)?;
+            // A sync may have failed meanwhile.
+            record.check_kept(&target).inspect_err(|_| record.lose(disk, &folder))
+        };
+        inner.shared.io.run_counted(write).await
+    }
+
     /// Whether the disk has failed to keep what was written: then it never becomes a blob, and does not rest.
     pub fn is_lost(&self) -> bool {
         self.inner().record.check_kept(&self.inner().folder).is_err()
@@ -99,4 +175,22 @@ impl Partial {
     pub fn can_rest(&self) -> bool {
         self.inner().record.is_of_use()
     }
+}
+
+/// What the checkpoints in the folder of a partial say: the durable one, or a note of this run of the kernel that says more.
+/// `None` if there is none that can be believed.
+pub(super) fn read(disk: &Disk, folder: &Path) -> Result<Option<Checkpoint>, StoreError> {
+    let durable = disk.read(&folder.join(STATE), RECORD_BYTES_MAX)?;
+    let durable =
+        durable.and_then(|text| serde_json::from_slice::<Checkpoint>(&text).ok()).filter(Checkpoint::is_sound);
+    // A note is worth no failure.
+    let noted = disk.read(&folder.join(RECENT), RECORD_BYTES_MAX).ok().flatten();
+    let noted = noted.and_then(|text| serde_json::from_slice::<Note<Checkpoint>>(&text).ok());
+    let noted = noted.filter(|note| note.boot == boot()).map(|note| note.checkpoint).filter(Checkpoint::is_sound);
+    Ok(durable.into_iter().chain(noted).max_by_key(Checkpoint::present_bytes))
+}
+
+/// Which run of the kernel this is. Where nobody can tell, notes of any run are read: they are compared with the file anyway.
+fn boot() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default()
 }

@@ -13,7 +13,8 @@ use super::error::StoreError;
 use super::fs::{Disk, Kind};
 use super::layout::{self, Layout};
 use super::ledger::{Charge, now};
-use super::partial::{DATA, Inner, Partial, STATE};
+use super::partial::{DATA, Inner, Partial};
+use super::record::{self, RECENT, STATE};
 use super::{Shared, Store};
 use crate::oci::{Digest, RegistryName};
 
@@ -46,9 +47,6 @@ pub(super) struct FoundPartial {
     on_disk_bytes: u64,
     touched: u64,
 }
-
-/// A checkpoint is this long at most: that of a blob of 80 GiB of which every other block is present.
-const STATE_BYTES_MAX: u64 = 8 << 20;
 
 /// A download that nobody asked for in a week is begun anew.
 const AGE_MAX_MICROS: u64 = 7 * 24 * 3600 * 1_000_000;
@@ -90,7 +88,7 @@ impl Partial {
     /// Leaves off: what its last checkpoint says is kept, and the partial can be reopened. Waits for writes and checkpoints
     /// that are under way, since whoever reopens it writes to the same files. One that can't rest is removed.
     pub async fn rest(mut self) {
-        drop(self.inner().writes.write().await);
+        drop(self.inner().writing.lock().await);
         drop(self.inner().record.turn().await);
         if !self.can_rest() {
             return;
@@ -114,7 +112,7 @@ impl Partial {
 impl Shared {
     fn reopen(&self, entry: &Entry) -> Result<(Arc<OpenFile>, Checkpoint), String> {
         let (disk, data) = (&self.io.disk, entry.folder.join(DATA));
-        let checkpoint = read_state(disk, &entry.folder).map_err(|error| error.to_string())?;
+        let checkpoint = record::read(disk, &entry.folder).map_err(|error| error.to_string())?;
         let checkpoint = checkpoint.ok_or("its checkpoint can't be read")?;
         // Somebody may still read it: then it's the same open file, which counts until all have let go of it.
         let file = if let Some(file) = entry.file.upgrade() {
@@ -197,11 +195,6 @@ impl Resting {
     }
 }
 
-fn read_state(disk: &Disk, folder: &Path) -> Result<Option<Checkpoint>, StoreError> {
-    let Some(text) = disk.read(&folder.join(STATE), STATE_BYTES_MAX)? else { return Ok(None) };
-    Ok(serde_json::from_slice(&text).ok().filter(Checkpoint::is_sound))
-}
-
 /// The partials in the data directory that can be taken up again. What can't is removed, or left alone where that fails: no
 /// boot depends on it.
 pub(super) fn find(disk: &Disk, layout: &Layout) -> Result<Vec<FoundPartial>, StoreError> {
@@ -234,17 +227,17 @@ fn facts(
     registry: &RegistryName,
     digest: Digest,
 ) -> Result<Option<FoundPartial>, StoreError> {
-    let Some(checkpoint) = read_state(disk, folder)? else { return Ok(None) };
-    let (data, state) = (disk.facts(&folder.join(DATA))?, disk.facts(&folder.join(STATE))?);
-    let (Some(data), Some(state)) = (data.filter(|data| data.size_bytes == checkpoint.size_bytes), state) else {
-        return Ok(None);
-    };
+    let Some(checkpoint) = record::read(disk, folder)? else { return Ok(None) };
+    let data = disk.facts(&folder.join(DATA))?.filter(|data| data.size_bytes == checkpoint.size_bytes);
+    let Some(data) = data else { return Ok(None) };
+    let (state, recent) = (disk.facts(&folder.join(STATE))?, disk.facts(&folder.join(RECENT))?);
+    let touched = state.into_iter().chain(recent).map(|record| record.modified).max();
     let found = FoundPartial {
         registry: registry.clone(),
         digest,
         folder: folder.to_owned(),
         on_disk_bytes: data.on_disk_bytes,
-        touched: state.modified,
+        touched: touched.unwrap_or_default(),
     };
     Ok((now().saturating_sub(found.touched) <= AGE_MAX_MICROS).then_some(found))
 }

@@ -112,6 +112,7 @@ async fn a_checkpoint_that_lies_all_through_costs_a_download_and_no_more() {
         15 * MIB,
     );
     std::fs::write(&state, lie).unwrap();
+    assert!(!state.with_file_name("recent.json").exists(), "what rests has no note");
     let server = Arc::new(Server::of(&bytes));
     let fill = start(&rig, digest, &server);
     let (got, cut) = read(fill.reader(None, false).pieces()).await;
@@ -149,4 +150,23 @@ async fn a_size_that_upstream_takes_back_is_not_remembered() {
     fill.left().await;
     assert_eq!(rig.store.snapshot().resting, 0);
     assert_eq!(finishes(&rig, digest, &bytes).await, LARGE);
+}
+
+#[tokio::test]
+async fn a_note_that_fails_keeps_no_durable_checkpoint_from_being_taken() {
+    let (bytes, digest, _) = content(LARGE, LARGE);
+    let rig = Rig::new(64 * MIB as u64).await;
+    let server = Arc::new(Server { gated: Some(10 * MIB), ..Server::of(&bytes) });
+    let _fill = start(&rig, digest, &server);
+    let until = async |name: &str, is_so: &dyn Fn(&std::path::Path) -> bool| {
+        let polling = async {
+            while !rig.partial_files(name).iter().any(|file| is_so(file)) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_mins(5), polling).await.expect(name);
+    };
+    // A folder can't be removed as a file is, so no note can be written from now on.
+    until("data", &|data| std::fs::create_dir(data.with_file_name("recent.tmp")).is_ok()).await;
+    until("state.json", &|_| true).await;
 }

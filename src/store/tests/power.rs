@@ -22,6 +22,10 @@ async fn pull(store: &Store, n: u64) -> Result<(), StoreError> {
             let prefixes = vec![Prefix { bytes: 70_000, digest: Digest::sha256(&bytes[..70_000]) }];
             let checkpoint = Checkpoint { size_bytes: 150_000, prefixes, pieces: vec![], origins: vec![] };
             partial.checkpoint(&checkpoint).await?;
+            partial.write_at(70_000, vec![bytes.slice(70_000..100_000)]).await?;
+            let mut note = checkpoint;
+            note.prefixes.push(Prefix { bytes: 100_000, digest: Digest::sha256(&bytes[..100_000]) });
+            partial.note(&note).await?;
             partial.rest().await;
             let Some((reopened, _)) = store.reopen_partial(&registry, &digest).await else { return Ok(()) };
             partial = reopened;
@@ -44,7 +48,7 @@ async fn assert_right(store: &Store, at: &str) {
         let bytes = blob.file.read_at(0, usize::try_from(size_bytes).unwrap()).await.unwrap();
         assert_eq!(Digest::sha256(&bytes), digest, "{at}");
     }
-    // What a checkpoint speaks of was durable before it was.
+    // What a checkpoint speaks of was durable before it was. What a note adds to that need not be.
     for n in 0..3 {
         let (registry, digest) = ("docker.io".parse().unwrap(), content(&format!("known {n}"), 150_000).0);
         if let Some((partial, checkpoint)) = store.reopen_partial(&registry, &digest).await {

@@ -161,6 +161,45 @@ async fn what_can_not_be_taken_up_again_is_removed_at_boot() {
 }
 
 #[tokio::test]
+async fn a_note_is_enough_after_the_end_of_the_process_and_no_harm_when_it_is_torn() {
+    let (digest, bytes) = content("layer", SIZE);
+    let (durable, note) = (checkpoint(&bytes, 100_000, MIB, 50_000), checkpoint(&bytes, 200_000, MIB, 60_000));
+    for (with_durable, torn) in [(false, false), (true, false), (true, true), (false, true)] {
+        let rig = Rig::new(64 * MIB);
+        let store = rig.open().await;
+        let partial = store.create_partial(&registry(), digest, Extent::Sparse(SIZE)).await.unwrap();
+        partial.write_at(0, vec![bytes.slice(..200_000)]).await.unwrap();
+        if with_durable {
+            partial.checkpoint(&durable).await.unwrap();
+        }
+        partial.note(&note).await.unwrap();
+        // What a process leaves that ends here.
+        let left: Vec<_> =
+            rig.files("v1/partial").into_iter().map(|path| (std::fs::read(&path).unwrap(), path)).collect();
+        drop(partial);
+        store.close().await;
+        for (mut content, path) in left {
+            if torn && path.ends_with("recent.json") {
+                content.truncate(content.len() / 2);
+            }
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(&path, content).unwrap();
+        }
+        let store = rig.open().await;
+        let found = store.reopen_partial(&registry(), &digest).await.map(|(_, checkpoint)| checkpoint);
+        let expected = match (with_durable, torn) {
+            (_, false) => Some(note.clone()),
+            (true, true) => Some(durable.clone()),
+            (false, true) => None,
+        };
+        assert_eq!(found, expected, "{with_durable} {torn}");
+        store.settled().await;
+        assert!(rig.files("v1/partial").is_empty(), "{with_durable} {torn}");
+        store.close().await;
+    }
+}
+
+#[tokio::test]
 async fn a_checkpoint_may_fail_anywhere_and_the_one_before_it_stays_or_nothing_does() {
     let (digest, bytes) = content("layer", SIZE);
     for passes in 0.. {
@@ -205,7 +244,8 @@ async fn a_sync_that_failed_is_never_forgotten() {
         script.relent();
         assert!(partial.is_lost());
         if rests {
-            partial.checkpoint(&checkpoint(&bytes, 100_000, MIB, 50_000)).await.unwrap();
+            let state = checkpoint(&bytes, 100_000, MIB, 50_000);
+            assert!(partial.checkpoint(&state).await.is_err() && partial.note(&state).await.is_err());
             partial.rest().await;
         } else {
             let error = partial.commit(Verified::check(&digest, &bytes).unwrap()).await.unwrap_err();
