@@ -8,6 +8,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
@@ -240,8 +241,10 @@ fn read_ahead(file: &File, offset: u64) {
 fn try_sending(disk: &Disk, path: &Path) -> Result<(), String> {
     use std::os::unix::net::UnixStream;
     const LEN: usize = 64 << 10;
-    /// Pages may be in some processor's hands for a moment, and stay.
-    const TRIES: usize = 3;
+    /// Pages may be in some processor's hands for a moment, and stay; and a quick disk may have read them again by the time that
+    /// they are looked for. One look that finds them gone is enough.
+    const TRIES: usize = 100;
+    const PAUSE: Duration = Duration::from_millis(1);
     let failed = |what: &'static str| move |error: io::Error| format!("{what}: {error}");
     let file = disk.create(path).map_err(|error| error.to_string())?;
     disk.write_at(&file, path, 0, &[vec![7; LEN].into()]).map_err(|error| error.to_string())?;
@@ -260,7 +263,10 @@ fn try_sending(disk: &Disk, path: &Path) -> Result<(), String> {
     if disk.doubtful_kind(path).is_ok_and(|kind| kind == Some("tmpfs")) {
         return Ok(());
     }
-    let noticed = (0..TRIES).any(|_| {
+    let noticed = (0..TRIES).any(|tried| {
+        if tried > 0 {
+            std::thread::sleep(PAUSE);
+        }
         let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed);
         read_without_waiting(&file, LEN as u64 / 2) == Err(rustix::io::Errno::AGAIN)
     });

@@ -161,7 +161,7 @@ async fn a_note_that_fails_keeps_no_durable_checkpoint_from_being_taken() {
     let until = async |name: &str, is_so: &dyn Fn(&std::path::Path) -> bool| {
         let polling = async {
             while !rig.partial_files(name).iter().any(|file| is_so(file)) {
-                tokio::time::sleep(Duration::from_millis(5)).await;
+                tokio::task::yield_now().await;
             }
         };
         tokio::time::timeout(Duration::from_mins(5), polling).await.expect(name);
