@@ -21,6 +21,7 @@ struct SmallDisk(TempDir);
 // === impl SmallDisk ===
 
 impl SmallDisk {
+    /// The store takes half of it by default.
     fn mount(size: &str) -> SmallDisk {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let options = format!("size={size}");
@@ -65,7 +66,7 @@ impl Drop for SmallDisk {
 fn pulls_go_on_past_a_full_disk_and_are_kept_again_when_there_is_room() {
     // Without a floor it is the disk that says no; with one the store says so before.
     for (min_free, kept) in [("0%", true), ("1MiB", false)] {
-        let disk = SmallDisk::mount("400m");
+        let disk = SmallDisk::mount("600m");
         let data = disk.path().join("data");
         let mut upstream = Upstream::start(&FIXTURE.storage);
         let mirror = Mirror::start_on(&upstream, &data, min_free);
@@ -105,7 +106,7 @@ fn pulls_go_on_past_a_full_disk_and_are_kept_again_when_there_is_room() {
 
 #[test]
 fn a_mirror_starts_on_a_disk_that_takes_no_writes_and_serves_what_it_holds() {
-    let disk = SmallDisk::mount("400m");
+    let disk = SmallDisk::mount("600m");
     let data = disk.path().join("data");
     let mut upstream = Upstream::start(&FIXTURE.storage);
     let mut mirror = Mirror::start_on(&upstream, &data, "0%");
