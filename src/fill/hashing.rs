@@ -53,10 +53,7 @@ impl<'a> HashFrontier<'a> {
     ) -> Result<Verifier, StoreError> {
         for prefix in prefixes {
             let known = verifier.size_bytes();
-            let mut longer = verifier.clone();
-            while longer.size_bytes() < prefix.bytes {
-                longer = self.burst(longer, prefix.bytes).await?;
-            }
+            let longer = hash_start(self.pool, &self.file, prefix.bytes, verifier.clone()).await?;
             if longer.prefix_digest() != prefix.digest {
                 break;
             }

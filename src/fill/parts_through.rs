@@ -50,13 +50,9 @@ impl PartsThrough {
             body: Some(self.first),
             at: ranges.first().map_or(0, |range| range.first),
         };
-        stream::unfold(Some(flow), |flow| async {
-            let mut flow = flow?;
-            match flow.next_piece().await {
-                Ok(Some(bytes)) => Some((Ok(Piece::Memory(bytes)), Some(flow))),
-                Ok(None) => None,
-                Err(cut) => Some((Err(cut), None)),
-            }
+        stream::try_unfold(flow, |mut flow| async {
+            let bytes = flow.next_piece().await?;
+            Ok(bytes.map(|bytes| (Piece::Memory(bytes), flow)))
         })
         .boxed()
     }

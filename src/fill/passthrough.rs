@@ -87,13 +87,9 @@ impl PassThrough {
             held: VecDeque::new(),
             given_out: 0,
         };
-        stream::unfold(Some(flow), |flow| async {
-            let mut flow = flow?;
-            match flow.next_piece().await {
-                Ok(Some(bytes)) => Some((Ok(Piece::Memory(bytes)), Some(flow))),
-                Ok(None) => None,
-                Err(cut) => Some((Err(cut), None)),
-            }
+        stream::try_unfold(flow, |mut flow| async {
+            let bytes = flow.next_piece().await?;
+            Ok(bytes.map(|bytes| (Piece::Memory(bytes), flow)))
         })
         .boxed()
     }

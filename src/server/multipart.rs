@@ -68,13 +68,9 @@ impl Multipart {
             missing: 0,
             rest: None,
         };
-        stream::unfold(Some(parts), |parts| async {
-            let mut parts = parts?;
-            match parts.next_piece().await {
-                Ok(Some(piece)) => Some((Ok(piece), Some(parts))),
-                Ok(None) => None,
-                Err(cut) => Some((Err(cut), None)),
-            }
+        stream::try_unfold(parts, |mut parts| async {
+            let piece = parts.next_piece().await?;
+            Ok(piece.map(|piece| (piece, parts)))
         })
         .boxed()
     }

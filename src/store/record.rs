@@ -1,8 +1,9 @@
 //! The checkpoints of one partial on disk: durable ones and quick notes, and what a failed sync means.
 
+use std::borrow::Cow;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock};
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Mutex, OwnedMutexGuard};
@@ -29,12 +30,16 @@ pub(super) const RECORDS: [&str; 4] = [RECENT, RECENT_STAGED, STATE, STATE_STAGE
 /// A checkpoint is this long at most: that of a blob of 80 GiB of which every other block is present.
 const RECORD_BYTES_MAX: u64 = 8 << 20;
 
+/// Which run of the kernel this is. Where nobody can tell, notes of any run are read: they are compared with the file anyway.
+static BOOT: LazyLock<String> =
+    LazyLock::new(|| std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default());
+
 /// A checkpoint that was noted.
 #[derive(Serialize, Deserialize)]
-struct Note<T> {
+struct Note<'a> {
     /// Which run of the kernel it was.
-    boot: String,
-    checkpoint: T,
+    boot: Cow<'a, str>,
+    checkpoint: Cow<'a, Checkpoint>,
 }
 
 /// What is known of a partial's checkpoints.
@@ -52,12 +57,8 @@ pub(super) struct Record {
     lost: AtomicBool,
 }
 
-/// The only one who may touch the checkpoints of a partial.
-#[derive(Debug)]
-pub(super) struct Turn(
-    #[expect(dead_code, reason = "held")] OwnedMutexGuard<()>,
-    #[expect(dead_code, reason = "held")] OwnedMutexGuard<()>,
-);
+/// What the only one holds who may touch the checkpoints of a partial.
+pub(super) type Turn = [OwnedMutexGuard<()>; 2];
 
 // === impl Record ===
 
@@ -69,12 +70,12 @@ impl Record {
 
     /// Waits for checkpoints that are under way. None is begun while the guards live.
     pub(super) async fn turn(&self) -> Turn {
-        Turn(self.syncing.clone().lock_owned().await, self.noting.clone().lock_owned().await)
+        [self.syncing.clone().lock_owned().await, self.noting.clone().lock_owned().await]
     }
 
     /// The same if there is none.
     pub(super) fn try_turn(&self) -> Option<Turn> {
-        Some(Turn(self.syncing.clone().try_lock_owned().ok()?, self.noting.clone().try_lock_owned().ok()?))
+        Some([self.syncing.clone().try_lock_owned().ok()?, self.noting.clone().try_lock_owned().ok()?])
     }
 
     /// Whether there is a checkpoint that can be believed.
@@ -150,7 +151,7 @@ impl Partial {
     /// Notes `checkpoint` for the case that the process ends, without waiting for the disk.
     pub async fn note(&self, checkpoint: &Checkpoint) -> Result<(), StoreError> {
         let inner = self.inner();
-        let note = Note { boot: boot(), checkpoint };
+        let note = Note { boot: Cow::Borrowed(&BOOT), checkpoint: Cow::Borrowed(checkpoint) };
         let text = serde_json::to_vec(&note).unwrap_or_default();
         let turn = inner.record.noting.clone().lock_owned().await;
         let (shared, folder, record) = (inner.shared.clone(), inner.folder.clone(), inner.record.clone());
@@ -185,12 +186,8 @@ pub(super) fn read(disk: &Disk, folder: &Path) -> Result<Option<Checkpoint>, Sto
         durable.and_then(|text| serde_json::from_slice::<Checkpoint>(&text).ok()).filter(Checkpoint::is_sound);
     // A note is worth no failure.
     let noted = disk.read(&folder.join(RECENT), RECORD_BYTES_MAX).ok().flatten();
-    let noted = noted.and_then(|text| serde_json::from_slice::<Note<Checkpoint>>(&text).ok());
-    let noted = noted.filter(|note| note.boot == boot()).map(|note| note.checkpoint).filter(Checkpoint::is_sound);
+    let noted = noted.and_then(|text| serde_json::from_slice::<Note<'_>>(&text).ok());
+    let noted =
+        noted.filter(|note| note.boot == *BOOT).map(|note| note.checkpoint.into_owned()).filter(Checkpoint::is_sound);
     Ok(durable.into_iter().chain(noted).max_by_key(Checkpoint::present_bytes))
-}
-
-/// Which run of the kernel this is. Where nobody can tell, notes of any run are read: they are compared with the file anyway.
-fn boot() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default()
 }

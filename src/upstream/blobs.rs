@@ -234,13 +234,10 @@ impl fmt::Debug for BlobStream {
 
 impl BodyReader {
     fn into_stream(self) -> BoxStream<'static, Result<Bytes, UpstreamError>> {
-        stream::unfold(Some(self), |reader| async {
-            let mut reader = reader?;
-            match reader.next_piece().await {
-                Ok(Some(piece)) => Some((Ok(piece), Some(reader))),
-                Ok(None) => None,
-                Err(failure) => Some((Err(failure.at(&reader.upstream, &reader.endpoint)), None)),
-            }
+        stream::try_unfold(self, |mut reader| async {
+            let piece = reader.next_piece().await;
+            let piece = piece.map_err(|failure| failure.at(&reader.upstream, &reader.endpoint))?;
+            Ok(piece.map(|piece| (piece, reader)))
         })
         .boxed()
     }
