@@ -1,8 +1,10 @@
 //! Tags: how long they are believed, how they move, and what is served while upstream fails.
 
+use std::time::Duration;
+
 use crate::support::client::Answer;
 use crate::support::images::Image;
-use crate::support::mirror::{Builder, Mirror, manifest};
+use crate::support::mirror::{Builder, Mirror, age_tags, manifest};
 use crate::support::registry::{Fault, Kind, On, Registry};
 use crate::support::within;
 
@@ -150,10 +152,8 @@ async fn a_dead_upstream_costs_one_check_per_lifetime() {
     mirror.pull("library/app", "v1", &image).await;
     let site = mirror.stop().await;
     // From here on a tag is fresh for an hour, but the record says when it was last checked: an hour before.
-    let config = site.data().parent().unwrap().join("cachalot.toml");
-    let text = std::fs::read_to_string(&config).unwrap().replace("ttl = \"0s\"", "ttl = \"1h\"");
-    std::fs::write(&config, text).unwrap();
-    age_the_tag(&site.data().join("v1/repositories/docker.io/library/app/_tags/v1.json"));
+    site.rewrite("ttl = \"0s\"", "ttl = \"1h\"");
+    age_tags(&site.data(), "docker.io/library/app", Duration::from_hours(2));
     registry.fault(On::any(), Fault::status(503));
     registry.forget_seen();
     let mirror = site.start().await;
@@ -164,16 +164,6 @@ async fn a_dead_upstream_costs_one_check_per_lifetime() {
     }
     assert_eq!(registry.count(&On::kind(Kind::Manifest)), 1, "a failed check advances the clock");
     mirror.finish().await;
-}
-
-/// Sets the times in a tag record two hours back. They are milliseconds since 1970.
-fn age_the_tag(file: &std::path::Path) {
-    let mut record: serde_json::Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
-    for name in ["fetched", "checked"] {
-        let millis = record[name].as_u64().unwrap_or_else(|| panic!("{name} is no number: {record}"));
-        record[name] = (millis - 2 * 3_600_000).into();
-    }
-    std::fs::write(file, record.to_string()).unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -237,7 +227,7 @@ async fn a_tag_that_moved_to_something_broken_stays_where_it_was() {
     assert_stale(&mirror.get(&manifest("library/app", "v1")).await, &image);
     registry.heal();
     // After a failed check upstream is left alone for a moment.
-    let mut ticks = tokio::time::interval(std::time::Duration::from_millis(50));
+    let mut ticks = tokio::time::interval(Duration::from_millis(50));
     within("the tag moves", async {
         while mirror.get(&manifest("library/app", "v1")).await.body != moved.manifest.bytes {
             ticks.tick().await;
@@ -270,7 +260,7 @@ async fn a_silent_upstream_costs_one_wait_in_a_while_and_not_one_a_pull() {
     assert_stale(&mirror.get(&manifest("library/app", "v1")).await, &image);
     let started = std::time::Instant::now();
     assert_stale(&mirror.get(&manifest("library/app", "v1")).await, &image);
-    assert!(started.elapsed() < std::time::Duration::from_secs(1), "waited once more");
+    assert!(started.elapsed() < Duration::from_secs(1), "waited once more");
     silence.open();
     mirror.finish().await;
 }
@@ -309,7 +299,7 @@ async fn held_lists_are_served_stale_while_upstream_is_silent() {
         assert!(stale.header("warning").is_some(), "{:?}", stale.head);
         let started = std::time::Instant::now();
         assert_eq!(mirror.get(path).await.status(), 200);
-        assert!(started.elapsed() < std::time::Duration::from_secs(1), "waited once more");
+        assert!(started.elapsed() < Duration::from_secs(1), "waited once more");
     }
     silence.open();
     mirror.finish().await;

@@ -1,10 +1,12 @@
 //! The running program told to change: by a signal, and by the API.
 
+use std::time::Duration;
+
 use serde_json::json;
 
 use crate::support::client::{Request, send};
 use crate::support::images::Image;
-use crate::support::mirror::manifest;
+use crate::support::mirror::{age_tags, manifest};
 use crate::support::program::Program;
 use crate::support::registry::Registry;
 use crate::support::until;
@@ -72,11 +74,7 @@ async fn what_is_trusted_for_long_without_word_is_in_the_audit_log() {
     until("it is recorded", || tag.exists()).await;
     drop(serving);
     // Two days without a check.
-    let mut record: serde_json::Value = serde_json::from_slice(&std::fs::read(&tag).unwrap()).unwrap();
-    for name in ["fetched", "checked"] {
-        record[name] = (record[name].as_u64().unwrap() - 48 * 3_600_000).into();
-    }
-    std::fs::write(&tag, record.to_string()).unwrap();
+    age_tags(&data, "docker.io/library/app", Duration::from_hours(48));
     registry.go_down().await;
     let serving = program.serve().await;
     for _ in 0..3 {

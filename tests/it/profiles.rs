@@ -1,8 +1,10 @@
 //! The registries that people use, each as it is: pulls as nobody and with a credential, blobs from elsewhere, tags that
 //! move, repositories that aren't there, and the peculiarities of each. `docs/registries.md` lists them.
 
+use std::time::Duration;
+
 use crate::support::images::{Image, Index};
-use crate::support::mirror::{Builder, Mirror};
+use crate::support::mirror::{Builder, Mirror, age_tags};
 use crate::support::registry::profile::Profile;
 use crate::support::registry::{Auth, Bearer, Exchange, Fault, Kind, On, Registry};
 
@@ -202,7 +204,7 @@ async fn a_quota_that_runs_low_stretches_lifetimes() {
     mirror.get(&world.public("v1")).await.assert_ok(&world.public.manifest.bytes);
     world.registry.forget_seen();
     let site = mirror.stop().await;
-    age_tags(&site.data(), "docker.io/library/app", 300_000);
+    age_tags(&site.data(), "docker.io/library/app", Duration::from_mins(5));
     // Only what it heard since its start counts, so it hears it again by another tag.
     world.registry.put_image("library/app", "v2", &world.public);
     let mirror = site.start().await;
@@ -211,19 +213,6 @@ async fn a_quota_that_runs_low_stretches_lifetimes() {
     mirror.get(&world.public("v1")).await.assert_ok(&world.public.manifest.bytes);
     assert_eq!(world.registry.count(&On::manifest("v1")), 0, "five minutes old, and good for ten");
     mirror.finish().await;
-}
-
-/// Sets the time of the last check of all tags of a repository back.
-fn age_tags(data: &std::path::Path, repository: &str, by_ms: u64) {
-    let folder = data.join("v1/repositories").join(repository).join("_tags");
-    for file in std::fs::read_dir(folder).unwrap() {
-        let path = file.unwrap().path();
-        let mut record: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
-        for name in ["fetched", "checked"] {
-            record[name] = (record[name].as_u64().unwrap() - by_ms).into();
-        }
-        std::fs::write(path, record.to_string()).unwrap();
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::support::client::Request;
 use crate::support::images::{Blob, Image, Index};
-use crate::support::mirror::{Builder, Mirror, blob, manifest};
+use crate::support::mirror::{Builder, Mirror, age_tags, blob, manifest};
 use crate::support::registry::{Auth, Bearer, Fault, Kind, On, Registry};
 use crate::support::{all, until};
 
@@ -299,6 +299,11 @@ async fn a_thousand_heads_of_an_expired_tag_cost_upstream_one() {
     let (registry, image, builder) = world().await;
     let mirror = builder.start().await;
     mirror.pull("library/app", "v1", &image).await;
+    let site = mirror.stop().await;
+    // Expired, and good for an hour once it's checked: who comes when the check is over already finds it fresh.
+    site.rewrite("ttl = \"0s\"", "ttl = \"1h\"");
+    age_tags(&site.data(), "docker.io/library/app", Duration::from_hours(2));
+    let mirror = site.start().await;
     registry.forget_seen();
     let gate = registry.gate(On::manifest("v1").head());
     let mut connections = Vec::new();

@@ -9,6 +9,7 @@ use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use cachalot::store::{Change, Faults, Op};
 use parking_lot::lock_api::ArcRwLockWriteGuard;
@@ -515,6 +516,21 @@ fn files(folder: &Path) -> Vec<PathBuf> {
         }
     }
     found
+}
+
+/// Sets back the times of all tags of a repository, as if they had been fetched and checked so much earlier.
+pub(crate) fn age_tags(data: &Path, repository: &str, by: Duration) {
+    let by_ms = u64::try_from(by.as_millis()).unwrap();
+    let folder = data.join("v1/repositories").join(repository).join("_tags");
+    for file in std::fs::read_dir(folder).unwrap() {
+        let path = file.unwrap().path();
+        let mut record: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        for name in ["fetched", "checked"] {
+            let millis = record[name].as_u64().unwrap_or_else(|| panic!("{name} is no number: {record}"));
+            record[name] = (millis - by_ms).into();
+        }
+        std::fs::write(path, record.to_string()).unwrap();
+    }
 }
 
 /// What `du` counts of the files under a folder.
