@@ -8,6 +8,7 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
 use parking_lot::Mutex;
+use tokio::sync::SemaphorePermit;
 use tokio::time::sleep;
 
 use crate::oci::range::ByteRange;
@@ -22,6 +23,7 @@ use super::incoming::Incoming;
 use super::origin::{Origin, OriginBody, OriginError, OriginErrorKind, Priority};
 use super::patience::Patience;
 use super::progress::Ahead;
+use super::ranges::Ranges;
 use super::segments::Claim;
 use super::transfer::Tools;
 
@@ -34,10 +36,7 @@ pub(super) struct Connections<'a> {
     delivery: Delivery<'a>,
     size_bytes: u64,
     origin: Mutex<(OriginId, Arc<dyn Origin>)>,
-    /// Upstream has answered a range with just that range.
-    ranges_proven: AtomicBool,
-    /// Upstream has answered a range with something else.
-    ranges_refused: AtomicBool,
+    ranges: &'a Ranges<'a>,
     /// Upstream has contradicted itself about the blob's size.
     size_disputed: AtomicBool,
     tally: Tally,
@@ -72,6 +71,7 @@ impl<'a> Connections<'a> {
         size_bytes: u64,
         partial: &'a Partial,
         origin: (OriginId, Arc<dyn Origin>),
+        ranges: &'a Ranges<'a>,
     ) -> Self {
         Self {
             tools,
@@ -80,8 +80,7 @@ impl<'a> Connections<'a> {
             delivery: Delivery::new(fill, partial, size_bytes),
             size_bytes,
             origin: Mutex::new(origin),
-            ranges_proven: AtomicBool::new(false),
-            ranges_refused: AtomicBool::new(false),
+            ranges,
             size_disputed: AtomicBool::new(false),
             tally: Tally::default(),
         }
@@ -91,7 +90,9 @@ impl<'a> Connections<'a> {
     pub(super) async fn run(&self, first: Option<OriginBody>) -> Result<(), FillError> {
         let part =
             first.as_ref().is_some_and(|first| first.offset > 0 || first.end.is_some_and(|end| end < self.size_bytes));
-        self.ranges_proven.store(part, Ordering::Relaxed);
+        if let Some(first) = first.as_ref().filter(|_| part) {
+            self.ranges.given_by(&first.host);
+        }
         if first.is_some() && !part {
             // It brings all of the blob, wanted or not.
             self.fill.progress().fetch_ahead(Ahead::Fully);
@@ -124,7 +125,7 @@ impl<'a> Connections<'a> {
 
     /// What it took.
     pub(super) fn effort(&self) -> Effort {
-        self.tally.effort(self.delivery.twice(), self.ranges_proven.load(Ordering::Relaxed))
+        self.tally.effort(self.delivery.twice(), self.ranges.are_proven())
     }
 
     /// How many bytes were written.
@@ -204,14 +205,13 @@ impl<'a> Connections<'a> {
         if self.size_bytes < self.tools.limits.parallel_above_bytes {
             return Ok(());
         }
-        let proven = || self.ranges_proven.load(Ordering::Relaxed);
-        self.until(|| proven() && self.fill.progress().ahead() == Ahead::Fully).await;
+        self.until(|| self.ranges.are_proven() && self.fill.progress().ahead() == Ahead::Fully).await;
         if self.origin.lock().1.sends_best_in_one_piece() {
             return Ok(());
         }
         let Ok(_place) = self.tools.extra_connections.try_acquire() else { return Ok(()) };
         let mut patience = Patience::new(EXTRA_FAILURES_MAX);
-        while !self.ranges_refused.load(Ordering::Relaxed) {
+        while !self.ranges.are_refused() {
             let Some(claim) = self.next_claim().await else { break };
             match self.bring(claim, Role::Extra).await {
                 Ok(()) => {}
@@ -234,8 +234,7 @@ impl<'a> Connections<'a> {
             let brought = if let Some(first) = first.take() {
                 first.await.map_err(|trouble| (self.origin.lock().0, trouble))
             } else {
-                let claim = self.next_wanted().await;
-                let _place = self.tools.parts_connections.acquire().await;
+                let (claim, _place) = self.next_wanted().await;
                 let blocks = (claim.rest.end - claim.rest.start).div_ceil(BLOCK_BYTES);
                 self.tools.metrics.fill_lazy_blocks.inc_by(blocks);
                 self.bring(claim, Role::Parts).await
@@ -271,18 +270,26 @@ impl<'a> Connections<'a> {
         }
     }
 
-    /// The next part that a client wants.
-    async fn next_wanted(&self) -> Claim {
-        let progress = self.fill.progress();
+    /// The next part that a client wants, with a place among all that bring parts. Nothing stays claimed while there is none:
+    /// the main connection may get to it first.
+    async fn next_wanted(&self) -> (Claim, SemaphorePermit<'_>) {
+        let (progress, places) = (self.fill.progress(), &self.tools.parts_connections);
+        let mut place = None;
         loop {
             let change = progress.change();
-            if self.ranges_refused.load(Ordering::Relaxed) {
+            if self.ranges.are_refused() {
                 return pending().await;
             }
-            if let Some(claim) = progress.claim_wanted() {
-                return claim;
+            let Some(claim) = progress.claim_wanted() else {
+                place = None;
+                change.await;
+                continue;
+            };
+            if let Some(place) = place.take().or_else(|| places.try_acquire().ok()) {
+                return (claim, place);
             }
-            change.await;
+            progress.release(&claim);
+            place = places.acquire().await.ok();
         }
     }
 
@@ -311,7 +318,7 @@ impl<'a> Connections<'a> {
         let held = self.delivery.hold(claim);
         let wanted = ByteRange { first: held.claim.rest.start, last: held.claim.rest.end - 1 };
         let (id, origin) = self.origin.lock().clone();
-        let refused = self.ranges_refused.load(Ordering::Relaxed);
+        let refused = self.ranges.are_refused();
         if refused && role != Role::Main {
             return Ok(());
         }
@@ -321,21 +328,23 @@ impl<'a> Connections<'a> {
             self.tools.metrics.fill_segments.inc();
         }
         let bringing = async {
+            let host = origin.host();
             let body = match origin.fetch(range, self.priority(role)).await {
                 Err(error) if range.is_some() && error.kind == OriginErrorKind::Unusable => {
-                    self.refuse_ranges();
+                    self.refuse_ranges(&host);
                     return Err(Trouble::Origin(error));
                 }
                 answer => answer.map_err(Trouble::Origin)?,
             };
             self.check(&body, &origin.label())?;
             if body.offset == wanted.first && body.end == Some(wanted.last + 1) {
-                if !self.ranges_proven.swap(true, Ordering::Relaxed) {
+                if self.ranges.given_by(&body.host) {
+                    // Further connections wait for the first.
                     self.fill.progress().nudge();
                 }
                 return self.delivery.take(Incoming::new(body), Some(held)).await;
             }
-            self.refuse_ranges();
+            self.refuse_ranges(&body.host);
             drop(held);
             if role != Role::Main {
                 return Ok(());
@@ -368,15 +377,13 @@ impl<'a> Connections<'a> {
     }
 
     /// Ranges are no longer asked for in this fill: who wants parts gets them with the whole.
-    fn refuse_ranges_here(&self) -> bool {
-        let known = self.ranges_refused.swap(true, Ordering::Relaxed);
+    fn refuse_ranges_here(&self) {
+        self.ranges.refuse_here();
         self.fill.progress().fetch_ahead(Ahead::Fully);
-        known
     }
 
-    fn refuse_ranges(&self) {
-        if !self.refuse_ranges_here() {
-            self.tools.without_ranges.insert(self.fill.key().registry.clone(), ());
-        }
+    fn refuse_ranges(&self, host: &str) {
+        self.ranges.refused_by(host);
+        self.refuse_ranges_here();
     }
 }

@@ -298,6 +298,10 @@ mod tests {
     struct Named(&'static str);
 
     impl Origin for Named {
+        fn host(&self) -> String {
+            String::new()
+        }
+
         fn label(&self) -> String {
             self.0.to_owned()
         }

@@ -130,7 +130,7 @@ mod tests {
             ticks.tick().await;
             Some((Ok(Bytes::from(vec![0; bytes_per_second])), ticks))
         });
-        Incoming::new(OriginBody { offset: 0, end: None, total_bytes: None, body: ticks.boxed() })
+        Incoming::new(OriginBody { host: String::new(), offset: 0, end: None, total_bytes: None, body: ticks.boxed() })
     }
 
     #[tokio::test(start_paused = true)]

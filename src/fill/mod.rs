@@ -22,6 +22,7 @@ mod passthrough;
 mod patience;
 mod phase;
 mod progress;
+mod ranges;
 mod reader;
 mod retry;
 mod segments;

@@ -42,7 +42,8 @@ impl Tools {
 
     /// Asks for the part that is wanted, for the first segment of a blob that is known to be large, or for all of any other.
     async fn open(&self, fill: &Fill, origin: &dyn Origin) -> Result<OriginBody, OriginError> {
-        let knows_ranges = !self.without_ranges.contains_key(&fill.key().registry);
+        let host = origin.host();
+        let knows_ranges = !self.rangeless.contains(&host);
         let mut wanted = Vec::new();
         if let Some(part) = fill.progress().first_part().filter(|_| fill.progress().ahead() == Ahead::Nothing) {
             let blocks = blocks_of(part, u64::MAX);
@@ -62,13 +63,13 @@ impl Tools {
                 Ok(body) if body.total_bytes.is_some() => return Ok(body),
                 // Nothing that can be used; a plain request may bring the blob all the same.
                 Err(error) if error.kind != OriginErrorKind::Unusable => return Err(error),
-                Ok(_) => {
-                    self.without_ranges.insert(fill.key().registry.clone(), ());
+                Ok(body) => {
+                    self.rangeless.insert(body.host);
                     break;
                 }
                 // A part may lie beyond the end, and a blob without bytes has no ranges at all: that says nothing of others.
                 Err(_) if range.last < self.limits.segment_bytes - 1 || range.first > 0 => {}
-                Err(_) => self.without_ranges.insert(fill.key().registry.clone(), ()),
+                Err(_) => self.rangeless.insert(host.clone()),
             }
         }
         let body = origin.fetch(None, Priority::Foreground).await?;

@@ -14,6 +14,10 @@ pub trait Origin: Send + Sync + fmt::Debug {
     /// Names it in logs and errors, such as `docker.io/library/nginx`. Never a secret. Origins of one name are the same.
     fn label(&self) -> String;
 
+    /// The host that is asked next, with its port. What is learnt about ranges is remembered by it, for an origin may be several
+    /// hosts that don't behave alike.
+    fn host(&self) -> String;
+
     /// Whether all of a blob is best asked for at once, however large it is: from another mirror, which has it on one disk
     /// and one wire, or is just fetching it in order. Parts are asked for all the same.
     fn sends_best_in_one_piece(&self) -> bool {
@@ -38,6 +42,8 @@ pub enum Priority {
 
 /// A body on its way.
 pub struct OriginBody {
+    /// The host that sends it, as [`Origin::host`] names it.
+    pub host: String,
     /// The position in the blob of the first byte that [`body`](Self::body) yields.
     pub offset: u64,
     /// The position after the last byte that it should yield, where the origin says it.
@@ -104,6 +110,7 @@ impl OriginErrorKind {
 impl fmt::Debug for OriginBody {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("OriginBody")
+            .field("host", &self.host)
             .field("offset", &self.offset)
             .field("end", &self.end)
             .field("total_bytes", &self.total_bytes)

@@ -18,6 +18,7 @@ use super::fill::Fill;
 use super::hashing::HashFrontier;
 use super::origin::OriginBody;
 use super::progress::Progress;
+use super::ranges::Ranges;
 use super::segments::Segments;
 use super::transfer::{Ended, Limits, OpenOrigin, Tools, Transferred, not_storable, stopped};
 
@@ -65,7 +66,8 @@ impl Sized<'_> {
         let leftovers = leftovers.map(|checkpoint| Leftovers::claim(checkpoint, &mut segments));
         progress.start_segments(partial.file(), segments, complete_from(tools, size_bytes));
 
-        let connections = Connections::new(tools, fill, size_bytes, &partial, origin);
+        let ranges = Ranges::new(&tools.rangeless);
+        let connections = Connections::new(tools, fill, size_bytes, &partial, origin, &ranges);
         let frontier = HashFrontier::new(progress, &tools.hashing, partial.file(), size_bytes);
         let mut checkpointer = Checkpointer::new(progress, &frontier, &partial, &tools.hashing, origins);
         let verifier = Verifier::new(fill.key().digest, Some(size_bytes));
@@ -97,8 +99,8 @@ impl Sized<'_> {
         let (snapshot, disputed) = (checkpointer.look(), connections.is_size_disputed());
         let ended = match outcome {
             Outcome::Hashed(verifier) => {
-                let in_pieces = effort.in_pieces || had_leftovers;
-                tools.finish(fill, &label, partial, verifier, in_pieces).await?;
+                let finished = tools.finish(fill, &label, partial, verifier, effort.in_pieces || had_leftovers).await;
+                finished.inspect_err(|_| ranges.distrust_all())?;
                 let restored_bytes = size_bytes.saturating_sub(arrived);
                 return Ok(Ended::Filled(Transferred { size_bytes, restored_bytes, effort }));
             }

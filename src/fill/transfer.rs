@@ -10,7 +10,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::{Metrics, WhereLabels};
-use crate::oci::{Mismatch, RegistryName, Verifier};
+use crate::oci::{Mismatch, Verifier};
 use crate::store::{Extent, Partial, Store, StoreError};
 use crate::tasks::Pool;
 
@@ -21,6 +21,7 @@ use super::incoming::{Batch, Incoming};
 use super::opening::is_whole;
 use super::origin::{Origin, OriginBody, OriginError, OriginErrorKind};
 use super::progress::Ahead;
+use super::ranges::Rangeless;
 use super::sized::Sized;
 
 /// Blobs up to this size are held in memory and verified before their first byte goes out (law 2).
@@ -28,12 +29,6 @@ pub const SMALL_BYTES: u64 = 1024 * 1024;
 
 /// What one upstream request fetches of a large blob.
 const SEGMENT_BYTES: u64 = 8 * 1024 * 1024;
-
-/// How long an upstream that answered a range with something else is asked for whole blobs only.
-const WITHOUT_RANGES_FOR: Duration = Duration::from_mins(10);
-
-/// How many such upstreams are remembered.
-const WITHOUT_RANGES_MAX: u64 = 1000;
 
 /// How downloads use upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,7 +60,7 @@ pub(super) struct Tools {
     /// Places for connections that bring parts, of all fills together.
     pub(super) parts_connections: Semaphore,
     /// Upstreams that answered a range with something else lately.
-    pub(super) without_ranges: moka::sync::Cache<RegistryName, ()>,
+    pub(super) rangeless: Rangeless,
     /// Cancelled when all fills are to end.
     pub(super) stop: CancellationToken,
     /// How many fills have nothing to do but to wait for further wishes.
@@ -127,10 +122,7 @@ impl Tools {
             stop: CancellationToken::new(),
             lingering: AtomicUsize::new(0),
             hurried: watch::Sender::new(0),
-            without_ranges: moka::sync::Cache::builder()
-                .max_capacity(WITHOUT_RANGES_MAX)
-                .time_to_live(WITHOUT_RANGES_FOR)
-                .build(),
+            rangeless: Rangeless::default(),
         }
     }
 
@@ -285,12 +277,7 @@ impl Tools {
         verifier: Verifier,
         in_pieces: bool,
     ) -> Result<(), FillError> {
-        let verified = verifier.finish().map_err(|mismatch| {
-            if in_pieces {
-                self.without_ranges.insert(fill.key().registry.clone(), ());
-            }
-            self.mismatch(origin, mismatch, in_pieces)
-        })?;
+        let verified = verifier.finish().map_err(|mismatch| self.mismatch(origin, mismatch, in_pieces))?;
         let digest = verified.digest();
         fill.progress().verified_in_file(verified.size_bytes());
         if let Err(error) = partial.commit(verified).await {

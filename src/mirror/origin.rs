@@ -23,6 +23,10 @@ impl Origin for UpstreamOrigin {
         self.repository.to_string()
     }
 
+    fn host(&self) -> String {
+        self.client.next_endpoint()
+    }
+
     fn sends_best_in_one_piece(&self) -> bool {
         self.client.is_behind_a_mirror()
     }
@@ -36,6 +40,7 @@ impl Origin for UpstreamOrigin {
             let range = range.map(|range| BlobRange { first: range.first, last: Some(range.last) });
             let stream = self.client.get_blob(&self.repository, &self.digest, range, lane).await?;
             Ok(OriginBody {
+                host: stream.endpoint,
                 offset: stream.offset,
                 end: stream.length.map(|length| stream.offset + length),
                 total_bytes: stream.total_bytes,

@@ -227,6 +227,11 @@ impl Upstream {
         self.inner.endpoints.iter().any(|endpoint| endpoint.mirror)
     }
 
+    /// Host and port of the endpoint that is asked next.
+    pub fn next_endpoint(&self) -> String {
+        self.inner.endpoints_in_order().first().map_or_else(String::new, |endpoint| endpoint.label().to_owned())
+    }
+
     /// Whether it may be asked through another mirror first, which then sends blobs best in one piece.
     pub fn is_behind_a_mirror(&self) -> bool {
         self.inner.endpoints.first().is_some_and(|endpoint| endpoint.mirror)

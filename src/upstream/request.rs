@@ -200,7 +200,7 @@ impl Inner {
     }
 
     /// As configured, but those that failed just now come last.
-    fn endpoints_in_order(&self) -> Vec<&Endpoint> {
+    pub(super) fn endpoints_in_order(&self) -> Vec<&Endpoint> {
         let now = Instant::now();
         let (failed, fine): (Vec<&Endpoint>, Vec<&Endpoint>) =
             self.endpoints.iter().partition(|endpoint| endpoint.health.has_failed(now));

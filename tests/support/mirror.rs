@@ -343,7 +343,7 @@ impl Mirror {
     /// Asks until the answer is a 200, which must not take long, and returns it. Meanwhile nothing but honest server
     /// errors may come.
     pub(crate) async fn get_once_well(&self, path: &str) -> Answer {
-        let mut ticks = tokio::time::interval(std::time::Duration::from_millis(50));
+        let mut ticks = tokio::time::interval(Duration::from_millis(50));
         within("upstream is well again, and so is the mirror", async {
             loop {
                 ticks.tick().await;

@@ -90,6 +90,10 @@ fn failure(kind: OriginErrorKind) -> OriginError {
 }
 
 impl Origin for Scripted {
+    fn host(&self) -> String {
+        "scripted.example".to_owned()
+    }
+
     fn label(&self) -> String {
         self.name.to_owned()
     }
@@ -113,15 +117,29 @@ impl Origin for Scripted {
                 sent.chain(stream::iter(end.map(|kind| Err(failure(kind))))).boxed()
             };
             match act {
-                Act::Send(chunks, total_bytes) => {
-                    Ok(OriginBody { offset: 0, end: total_bytes, total_bytes, body: body(chunks, None, None) })
-                }
-                Act::Gated(chunks, total_bytes, at) => {
-                    Ok(OriginBody { offset: 0, end: total_bytes, total_bytes, body: body(chunks, None, Some(at)) })
-                }
+                Act::Send(chunks, total_bytes) => Ok(OriginBody {
+                    host: "scripted.example".to_owned(),
+                    offset: 0,
+                    end: total_bytes,
+                    total_bytes,
+                    body: body(chunks, None, None),
+                }),
+                Act::Gated(chunks, total_bytes, at) => Ok(OriginBody {
+                    host: "scripted.example".to_owned(),
+                    offset: 0,
+                    end: total_bytes,
+                    total_bytes,
+                    body: body(chunks, None, Some(at)),
+                }),
                 Act::Break(chunks, total_bytes) => {
                     let body = body(chunks, Some(OriginErrorKind::Broken), None);
-                    Ok(OriginBody { offset: 0, end: total_bytes, total_bytes, body })
+                    Ok(OriginBody {
+                        host: "scripted.example".to_owned(),
+                        offset: 0,
+                        end: total_bytes,
+                        total_bytes,
+                        body,
+                    })
                 }
                 Act::Refuse(kind) => Err(failure(kind)),
                 Act::Panic => panic!("as planned"),

@@ -7,6 +7,7 @@ use super::*;
 
 /// A registry that has one blob and answers ranges of it, unless it's told otherwise.
 pub(super) struct Server {
+    pub(super) host: &'static str,
     pub(super) bytes: Bytes,
     /// Every so manieth body breaks off after so many bytes.
     pub(super) cut: Option<(usize, usize)>,
@@ -34,6 +35,7 @@ pub(super) struct Server {
 impl Server {
     pub(super) fn of(bytes: &Bytes) -> Self {
         Self {
+            host: "registry.example",
             bytes: bytes.clone(),
             cut: None,
             ignores_ranges: None,
@@ -74,6 +76,7 @@ impl Server {
         let chunks: Vec<_> = body.chunks(30_000).map(|chunk| Ok(Bytes::copy_from_slice(chunk))).collect();
         let broken = cut.then(|| Err(failure(OriginErrorKind::Broken)));
         Ok(OriginBody {
+            host: self.host(),
             offset: part.start as u64,
             end: Some(part.end as u64),
             total_bytes: Some(
@@ -97,6 +100,10 @@ impl std::fmt::Debug for Server {
 }
 
 impl Origin for Server {
+    fn host(&self) -> String {
+        self.host.to_owned()
+    }
+
     fn label(&self) -> String {
         "server".to_owned()
     }
@@ -199,6 +206,25 @@ async fn an_upstream_that_knows_no_ranges_is_read_as_one_stream_and_not_asked_fo
     drop(fill);
     rig.assert_at_rest().await;
     assert_eq!(rig.store.size_of(&digest), None);
+}
+
+#[tokio::test]
+async fn another_host_of_the_registry_is_asked_for_ranges_all_the_same() {
+    for corrupt_at in [None, Some(MIB + 7)] {
+        let rig = Rig::new(64 * MIB as u64).await;
+        let (bytes, digest, _) = content(LARGE, LARGE);
+        let ignores_ranges = corrupt_at.is_none().then_some(1);
+        let bad = Arc::new(Server { ignores_ranges, corrupt_at, ..Server::of(&bytes) });
+        read_all(&start(&rig, digest, LARGE, &bad)).await;
+        rig.assert_at_rest().await;
+        for (host, len, in_one) in [("registry.example", LARGE + 1, true), ("other.example", LARGE + 2, false)] {
+            let (bytes, digest, _) = content(len, len);
+            let server = Arc::new(Server { host, ..Server::of(&bytes) });
+            assert!(read_all(&start(&rig, digest, len, &server)).await.0 == bytes);
+            rig.assert_at_rest().await;
+            assert_eq!(server.asked.lock().iter().all(Option::is_none), in_one, "{host} {corrupt_at:?}");
+        }
+    }
 }
 
 #[tokio::test]
