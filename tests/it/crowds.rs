@@ -96,6 +96,19 @@ async fn a_black_hole_delays_a_thousand_clients_by_one_short_wait_and_the_next_t
     mirror.finish().await;
 }
 
+/// Has warm pulls measured on a thread of its own, so that they don't wait for what the crowd has to do at its end.
+fn warm_pulls_apart(
+    addr: std::net::SocketAddr,
+    image: &Arc<Image>,
+    goes_on: &Arc<AtomicBool>,
+) -> std::thread::JoinHandle<Times> {
+    let (image, goes_on) = (Arc::clone(image), Arc::clone(goes_on));
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(warm_pulls(addr, &image, &goes_on))
+    })
+}
+
 /// Warm pulls one after the other, each over a connection of its own, while `goes_on`; at least 300.
 async fn warm_pulls(addr: std::net::SocketAddr, image: &Image, goes_on: &AtomicBool) -> Times {
     let mut times = Vec::new();
@@ -118,13 +131,21 @@ async fn warm_pulls(addr: std::net::SocketAddr, image: &Image, goes_on: &AtomicB
 #[ignore = "a measurement: part of .ci/long"]
 async fn five_hundred_clients_that_page_through_twenty_thousand_tags_disturb_no_pull() {
     let registry = Registry::start().await;
-    let (mirror, image) = holding(&registry, &[10_000, 500_000]).await;
+    let image = Arc::new(Image::new(1, &[10_000, 500_000]));
+    registry.put_image("library/app", "v1", &image);
+    let program = Program::new(&registry, "64MiB");
+    program.rewrite("ttl = \"0s\"", "ttl = \"0s\"\nlist_ttl = \"10m\"");
+    let serving = program.serve().await;
+    let addr = serving.addr;
+    for part in image.blobs() {
+        send(addr, &Request::get(blob("library/app", &part.digest))).await.assert_ok(&part.bytes);
+    }
     for n in 0..TAGS {
         registry.put_manifest("library/many", Some(&format!("t{n:05}")), &image.manifest);
     }
-    let addr = mirror.addr();
-    let idle = warm_pulls(addr, &image, &AtomicBool::new(false)).await;
-    let (goes_on, pages) = (AtomicBool::new(true), Arc::new(AtomicUsize::new(0)));
+    let (goes_on, pages) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+    let idle = warm_pulls_apart(addr, &image, &goes_on).join().unwrap();
+    goes_on.store(true, Ordering::Relaxed);
     // Each reads the whole list, a hundred tags a page and ten pages a second.
     let walks = (0..PAGERS).map(|n| {
         let pages = Arc::clone(&pages);
@@ -147,11 +168,10 @@ async fn five_hundred_clients_that_page_through_twenty_thousand_tags_disturb_no_
         }
     });
     let start = Instant::now();
-    let (busy, seen) = tokio::join!(warm_pulls(addr, &image, &goes_on), async {
-        let seen = all(walks).await;
-        goes_on.store(false, Ordering::Relaxed);
-        seen
-    });
+    let pulls = warm_pulls_apart(addr, &image, &goes_on);
+    let seen = all(walks).await;
+    goes_on.store(false, Ordering::Relaxed);
+    let busy = tokio::task::spawn_blocking(|| pulls.join().unwrap()).await.unwrap();
     let (took, pages) = (start.elapsed(), pages.load(Ordering::Relaxed));
     say(&format!("warm pulls, nobody else there: {idle}"));
     say(&format!("warm pulls, {PAGERS} clients paging ({pages} pages in {took:.1?}): {busy}"));
@@ -160,7 +180,7 @@ async fn five_hundred_clients_that_page_through_twenty_thousand_tags_disturb_no_
     let walks = registry.seen(&On::any().repository("library/many"));
     assert_eq!(walks.len(), TAGS / 1000, "one walk, a thousand tags a page");
     assert!(busy.at(99) <= 2 * idle.at(99), "{busy} against {idle}");
-    mirror.finish().await;
+    serving.kill();
 }
 
 #[tokio::test(flavor = "multi_thread")]
