@@ -30,6 +30,12 @@ struct Shared {
     stopped: AtomicBool,
 }
 
+/// Who fetches nothing for so long has ended.
+const QUIET: Duration = Duration::from_millis(300);
+
+/// So long is waited for that.
+const SETTLE_MAX: Duration = Duration::from_secs(20);
+
 /// How much is sent at a time.
 const SEND_BYTES: u64 = 256 << 10;
 
@@ -69,6 +75,20 @@ impl Upstream {
     /// How many bytes of blobs were written since the last call, in answer to how many GETs.
     pub(crate) fn taken(&self) -> (u64, u64) {
         (self.shared.blob_bytes.swap(0, Ordering::Relaxed), self.shared.blob_gets.swap(0, Ordering::Relaxed))
+    }
+
+    /// How many bytes of blobs are written until nobody has fetched any for a while: a server may go on after its client has
+    /// all.
+    pub(crate) fn settle(&self) -> u64 {
+        let (mut bytes, start) = (self.taken().0, Instant::now());
+        loop {
+            thread::sleep(QUIET);
+            let more = self.taken().0;
+            bytes += more;
+            if more == 0 || start.elapsed() > SETTLE_MAX {
+                return bytes;
+            }
+        }
     }
 
     pub(crate) fn url(&self) -> String {
