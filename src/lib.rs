@@ -26,6 +26,8 @@ pub mod upstream;
 
 pub mod store;
 
+pub mod bundle;
+
 pub mod jobs;
 
 pub mod api_client;

@@ -3,8 +3,10 @@
 pub mod check_config;
 pub mod demo;
 pub mod doctor;
+mod export;
 pub mod healthcheck;
 mod images;
+mod import;
 mod pin;
 pub mod serve;
 mod store;
@@ -49,6 +51,10 @@ enum Command {
     Pin(pin::PinArgs),
     /// Take such a promise back
     Unpin(pin::UnpinArgs),
+    /// Write held images into a bundle, to be carried past the network
+    Export(export::Export),
+    /// Take a bundle in
+    Import(import::Import),
 }
 
 /// Where the configuration comes from, and what overrides it.
@@ -96,6 +102,8 @@ pub fn main() -> ExitCode {
         Command::Rm(rm) => images::remove(&rm),
         Command::Pin(args) => pin::pin(&args),
         Command::Unpin(args) => pin::unpin(&args),
+        Command::Export(args) => export::run(&args),
+        Command::Import(args) => import::run(&args),
     }
 }
 

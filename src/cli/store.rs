@@ -2,11 +2,14 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::api_client::{ApiClient, ApiClientError};
 use crate::app;
+use crate::bundle::Progress;
 use crate::config::{Env as _, ProcessEnv};
 use crate::files;
 use crate::secret::Secret;
@@ -78,6 +81,24 @@ pub(super) fn with_store(args: &StoreArgs, work: impl AsyncFnOnce(&Place) -> Exi
             Err(error) => fail(&error.to_string()),
         }
     })
+}
+
+/// A bar that shows how far long work has come, on terminals.
+pub(super) fn bar() -> ProgressBar {
+    let bar = ProgressBar::new(0);
+    // The template is a constant; should it be wrong, the bar looks plain.
+    if let Ok(style) = ProgressStyle::with_template("{bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta} left") {
+        bar.set_style(style);
+    }
+    bar.enable_steady_tick(Duration::from_millis(200));
+    bar
+}
+
+/// Shows how far an export or import has come.
+pub(super) fn show_bundle(bar: &ProgressBar, progress: &Progress) {
+    // A stream's length is not known before its end.
+    bar.set_length(progress.total_bytes.unwrap_or(progress.done_bytes));
+    bar.set_position(progress.done_bytes);
 }
 
 /// What a server says that did not do what it was asked for.

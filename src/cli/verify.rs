@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::Args;
 use http::Method;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use serde::Deserialize;
 use serde_json::json;
 
@@ -13,7 +13,7 @@ use crate::api_client::{ApiClient, ApiClientError};
 use crate::jobs::verify::{Finding, Progress, Report, verify};
 use crate::store::Store;
 
-use super::store::{Place, StoreArgs, refused, size, with_store};
+use super::store::{Place, StoreArgs, bar, refused, size, with_store};
 use super::{EXIT_FAILURE, fail};
 
 /// The arguments of `verify`.
@@ -78,16 +78,6 @@ async fn ask(server: &ApiClient, repair: bool) -> Result<Report, ApiClientError>
         tokio::time::sleep(LOOK_EVERY).await;
         shown = server.get("/verify").await?;
     }
-}
-
-fn bar() -> ProgressBar {
-    let bar = ProgressBar::new(0);
-    // The template is a constant; should it be wrong, the bar looks plain.
-    if let Ok(style) = ProgressStyle::with_template("{bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta} left") {
-        bar.set_style(style);
-    }
-    bar.enable_steady_tick(Duration::from_millis(200));
-    bar
 }
 
 fn show(bar: &ProgressBar, progress: &Progress) {

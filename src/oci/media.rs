@@ -6,8 +6,12 @@ pub const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 pub const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 /// An OCI image configuration.
 pub const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+/// An OCI layer, not compressed.
+pub const OCI_LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 /// An OCI layer, gzip-compressed.
 pub const OCI_LAYER_GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+/// An OCI layer, compressed with zstd.
+pub const OCI_LAYER_ZSTD: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
 /// The two bytes `{}` that stand for "no configuration" or "no content".
 pub const OCI_EMPTY: &str = "application/vnd.oci.empty.v1+json";
 /// The artifact manifest of a release candidate of OCI 1.1. Withdrawn, but still found in registries.
@@ -18,6 +22,10 @@ pub const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list
 pub const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 /// A Docker image configuration.
 pub const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
+/// A Docker layer, not compressed.
+pub const DOCKER_LAYER: &str = "application/vnd.docker.image.rootfs.diff.tar";
+/// A Docker layer, gzip-compressed.
+pub const DOCKER_LAYER_GZIP: &str = "application/vnd.docker.image.rootfs.diff.tar.gzip";
 /// A Docker image manifest, schema 1, without signatures. Never mirrored.
 pub const DOCKER_SCHEMA1: &str = "application/vnd.docker.distribution.manifest.v1+json";
 /// A Docker image manifest, schema 1, signed. Never mirrored.
@@ -64,6 +72,11 @@ pub fn is_nondistributable_type(media_type: &str) -> bool {
     let media_type = without_parameters(media_type);
     starts_with_ignoring_case(media_type, OCI_NONDISTRIBUTABLE_PREFIX)
         || starts_with_ignoring_case(media_type, DOCKER_FOREIGN_PREFIX)
+}
+
+/// Is this a layer that is a tar archive, plain or compressed with gzip, which any tool unpacks?
+pub fn is_tar_or_gzip_layer(media_type: &str) -> bool {
+    is_one_of(media_type, &[OCI_LAYER, OCI_LAYER_GZIP, DOCKER_LAYER, DOCKER_LAYER_GZIP])
 }
 
 /// May this text stand in a `Content-Type` header as the type of a manifest: `type/subtype` in visible ASCII, at most

@@ -191,6 +191,17 @@ impl Catalog {
         newest(listing, limit)
     }
 
+    /// The manifests recorded in a repository that refer to one, sorted.
+    pub(super) fn referring(&self, repository: &Repository, subject: &Digest) -> Vec<Digest> {
+        let Some(folder) = self.repositories.get(repository) else { return Vec::new() };
+        let recorded = folder.manifests.iter().filter(|(_, recorded)| recorded.record.is_some());
+        let refers =
+            |digest: &Digest| self.manifests.get(digest).is_some_and(|listed| listed.lines.subject == Some(*subject));
+        let mut referring: Vec<_> = recorded.map(|(digest, _)| *digest).filter(refers).collect();
+        referring.sort_unstable();
+        referring
+    }
+
     /// Manifests that list a digest, in whichever repository they are recorded, at most `limit` of them.
     pub(super) fn listing_anywhere(&self, digest: &Digest, limit: usize) -> Vec<(Repository, Digest)> {
         let listing = self.manifests.iter().filter(|(_, listed)| listed.lines.children.contains(digest));

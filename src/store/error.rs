@@ -103,6 +103,16 @@ pub enum NoRoom {
         /// What stands in the way.
         reason: &'static str,
     },
+    /// What is held and must stay leaves too little of the capacity.
+    #[error(
+        "{needed_bytes} bytes are needed, and {available_bytes} of storage.capacity are left beside what is pinned, or needed while offline; raise it, or unpin and remove something"
+    )]
+    Kept {
+        /// What was asked for, as it is counted.
+        needed_bytes: u64,
+        /// What could be had of the capacity.
+        available_bytes: u64,
+    },
     /// The file system would have less than its floor left.
     #[error(
         "no room for {needed_bytes} bytes: the file system has {free} {what} free that are not spoken for, and {floor} must stay free (storage.min_free)"

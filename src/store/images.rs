@@ -222,8 +222,14 @@ impl Shared {
         self.io.reading.run(look).await
     }
 
+    /// Everything that any image leads to, held or not.
+    pub(super) async fn listed_anywhere(self: &Arc<Self>) -> HashSet<Digest> {
+        let view = self.view().await;
+        view.reach(view.images.iter().map(|(_, digest)| *digest))
+    }
+
     /// Removes blobs that nothing keeps, and their records. Those that are being read stay for now.
-    async fn remove_blobs(self: &Arc<Self>, digests: Vec<Digest>) -> Removed {
+    pub(super) async fn remove_blobs(self: &Arc<Self>, digests: Vec<Digest>) -> Removed {
         let _turn = self.evictor.lock().await;
         let held = |digest: &&Digest| self.ledger.read().size_of(digest).is_some();
         let count = digests.iter().filter(held).count();

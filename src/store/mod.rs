@@ -30,6 +30,7 @@ mod behind;
 mod blob;
 mod budget;
 mod buffers;
+mod carry;
 mod catalog;
 mod checkpoint;
 mod count;

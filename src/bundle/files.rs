@@ -1,0 +1,319 @@
+//! Files, folders and pipes that bundles are read from and written to: read and written on a thread of their own, put in place
+//! when they are whole.
+
+use std::fs::{self, File};
+use std::io::{self, Read as _, Write as _};
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use tempfile::{NamedTempFile, TempDir};
+use tokio::io::{AsyncRead, AsyncReadExt as _};
+
+use super::error::{BundleError, at};
+use crate::tasks::{Pool, PoolError};
+
+/// So much is read in one go.
+pub(super) const CHUNK_BYTES: usize = 512 << 10;
+
+/// A file, a pipe or a stream that is read from its beginning to its end.
+pub(super) struct Incoming(From);
+
+enum From {
+    /// What isn't wanted of it can be stepped over.
+    File {
+        file: Arc<File>,
+        pool: Pool,
+        offset: u64,
+        size_bytes: u64,
+    },
+    Pipe {
+        file: Arc<File>,
+        pool: Pool,
+    },
+    Stream(Stream),
+}
+
+/// Bytes that come one after the other.
+pub(super) type Stream = Pin<Box<dyn AsyncRead + Send>>;
+
+/// A file or a pipe that is written.
+#[derive(Debug)]
+pub(super) struct Outgoing {
+    file: Arc<File>,
+    pool: Pool,
+}
+
+/// A file that gets its name once it is whole. Dropped before, it vanishes.
+#[derive(Debug)]
+pub(super) struct NewFile {
+    staged: NamedTempFile,
+    target: PathBuf,
+}
+
+/// The same for a folder.
+#[derive(Debug)]
+pub(super) struct NewFolder {
+    staged: TempDir,
+    target: PathBuf,
+}
+
+/// A thread for files.
+pub(super) fn pool() -> Result<Pool, BundleError> {
+    let failed = |error: PoolError| BundleError::Stream(io::Error::other(error));
+    Pool::new("bundle", 1).map_err(failed)
+}
+
+/// What of a path can be stepped through: where it leads, and whether that is a folder.
+pub(super) fn is_folder(path: &Path) -> Result<bool, BundleError> {
+    fs::metadata(path).map(|facts| facts.is_dir()).map_err(at(path))
+}
+
+/// Whether something other than a regular file is there: a device, a pipe.
+pub(super) fn is_special(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|facts| !facts.is_file() && !facts.is_dir())
+}
+
+/// The regular files of a folder and of those below it, as far down as `depth`, by name. Links are refused: they lead elsewhere.
+pub(super) fn list(folder: &Path, depth: usize, limit: usize) -> Result<Vec<(String, u64)>, BundleError> {
+    let mut found = Vec::new();
+    let mut pending = vec![(folder.to_owned(), String::new(), depth)];
+    while let Some((folder, prefix, depth)) = pending.pop() {
+        for entry in fs::read_dir(&folder).map_err(at(&folder))? {
+            let entry = entry.map_err(at(&folder))?;
+            let path = entry.path();
+            let facts = fs::symlink_metadata(&path).map_err(at(&path))?;
+            let Some(name) = entry.file_name().to_str().map(|name| format!("{prefix}{name}")) else { continue };
+            if facts.is_dir() && depth > 0 {
+                pending.push((path, format!("{name}/"), depth - 1));
+            } else if facts.is_file() {
+                found.push((name, facts.len()));
+            } else if facts.is_symlink() {
+                let source = io::Error::other("it is a symbolic link, and a bundle's files must be its own");
+                return Err(BundleError::File { path, source });
+            }
+            if found.len() > limit {
+                return Err(BundleError::TooMany { what: "files", limit });
+            }
+        }
+    }
+    found.sort_unstable();
+    Ok(found)
+}
+
+// === impl Incoming ===
+
+impl Incoming {
+    pub(super) fn open(path: &Path, pool: &Pool) -> Result<Self, BundleError> {
+        let file = File::open(path).map_err(at(path))?;
+        let facts = file.metadata().map_err(at(path))?;
+        let (file, pool) = (Arc::new(file), pool.clone());
+        Ok(Self(match facts.is_file() {
+            true => From::File { file, pool, offset: 0, size_bytes: facts.len() },
+            false => From::Pipe { file, pool },
+        }))
+    }
+
+    pub(super) fn stdin(pool: &Pool) -> Result<Self, BundleError> {
+        let file = io::stdin().as_fd().try_clone_to_owned().map_err(BundleError::Stream)?;
+        Ok(Self(From::Pipe { file: Arc::new(file.into()), pool: pool.clone() }))
+    }
+
+    pub(super) fn stream(stream: Stream) -> Self {
+        Self(From::Stream(stream))
+    }
+
+    /// The next bytes, at most so many; none at the end.
+    pub(super) async fn read(&mut self, max: usize) -> io::Result<Bytes> {
+        match &mut self.0 {
+            From::File { file, pool, offset, .. } => {
+                let (reader, at) = (file.clone(), *offset);
+                let bytes = pool.run(move || fill(max, |buffer| reader.read_at(buffer, at))).await?;
+                *offset += bytes.len() as u64;
+                Ok(bytes)
+            }
+            From::Pipe { file, pool } => {
+                let reader = file.clone();
+                pool.run(move || fill(max, |buffer| (&*reader).read(buffer))).await
+            }
+            From::Stream(stream) => {
+                let mut buffer = BytesMut::with_capacity(max);
+                stream.read_buf(&mut buffer).await?;
+                Ok(buffer.freeze())
+            }
+        }
+    }
+
+    /// Steps over as many of the next bytes as there are, where that takes no reading. Returns how many.
+    pub(super) fn step_over(&mut self, len: u64) -> u64 {
+        let From::File { offset, size_bytes, .. } = &mut self.0 else { return 0 };
+        let stepped = len.min(size_bytes.saturating_sub(*offset));
+        *offset += stepped;
+        stepped
+    }
+}
+
+/// What one read gives.
+fn fill(max: usize, read: impl Fn(&mut [u8]) -> io::Result<usize>) -> io::Result<Bytes> {
+    let mut buffer = vec![0; max];
+    loop {
+        match read(&mut buffer) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+            Ok(len) => {
+                buffer.truncate(len);
+                return Ok(buffer.into());
+            }
+        }
+    }
+}
+
+// === impl Outgoing ===
+
+impl Outgoing {
+    pub(super) fn stdout(pool: &Pool) -> Result<Self, BundleError> {
+        let file = io::stdout().as_fd().try_clone_to_owned().map_err(BundleError::Stream)?;
+        Ok(Self { file: Arc::new(file.into()), pool: pool.clone() })
+    }
+
+    /// What is there and no regular file: a device, a pipe.
+    pub(super) fn special(path: &Path, pool: &Pool) -> Result<Self, BundleError> {
+        let file = File::options().write(true).open(path).map_err(at(path))?;
+        Ok(Self { file: Arc::new(file), pool: pool.clone() })
+    }
+
+    pub(super) fn create(path: &Path, pool: &Pool) -> Result<Self, BundleError> {
+        if let Some(parent) = path.parent() {
+            fs::create_dir_all(parent).map_err(at(parent))?;
+        }
+        let file = File::create_new(path).map_err(at(path))?;
+        Ok(Self { file: Arc::new(file), pool: pool.clone() })
+    }
+
+    pub(super) async fn write(&mut self, bytes: Bytes) -> io::Result<()> {
+        let file = self.file.clone();
+        self.pool.run(move || (&*file).write_all(&bytes)).await
+    }
+
+    /// Has what was written survive a power cut. Pipes have no such thing.
+    pub(super) async fn sync(&mut self) -> io::Result<()> {
+        let file = self.file.clone();
+        self.pool.run(move || if file.metadata()?.is_file() { file.sync_all() } else { Ok(()) }).await
+    }
+}
+
+// === impl NewFile ===
+
+impl NewFile {
+    /// A file beside `target`, without its name.
+    pub(super) fn beside(target: &Path) -> Result<Self, BundleError> {
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o666);
+        let (prefix, parent) = beside(target);
+        let staged = tempfile::Builder::new().prefix(&prefix).suffix(".partial").permissions(mode).tempfile_in(&parent);
+        Ok(Self { staged: staged.map_err(at(&parent))?, target: target.to_owned() })
+    }
+
+    pub(super) fn outgoing(&self, pool: &Pool) -> Result<Outgoing, BundleError> {
+        let file = self.staged.as_file().try_clone().map_err(at(&self.target))?;
+        Ok(Outgoing { file: Arc::new(file), pool: pool.clone() })
+    }
+
+    /// Gives it its name, in place of what has it.
+    pub(super) fn keep(self) -> Result<(), BundleError> {
+        self.staged.persist(&self.target).map_err(|error| at(&self.target)(error.error))?;
+        sync_parent(&self.target)
+    }
+}
+
+// === impl NewFolder ===
+
+impl NewFolder {
+    /// A folder beside `target`, without its name. What has that name must be an empty folder.
+    pub(super) fn beside(target: &Path) -> Result<Self, BundleError> {
+        match fs::read_dir(target).map(|mut found| found.next().is_none()) {
+            Ok(true) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Ok(_) | Err(_) => return Err(BundleError::Exists(target.to_owned())),
+        }
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o777);
+        let (prefix, parent) = beside(target);
+        let staged = tempfile::Builder::new().prefix(&prefix).suffix(".partial").permissions(mode).tempdir_in(&parent);
+        Ok(Self { staged: staged.map_err(at(&parent))?, target: target.to_owned() })
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        self.staged.path()
+    }
+
+    /// Gives it its name.
+    pub(super) fn keep(self) -> Result<(), BundleError> {
+        let target = &self.target;
+        fs::rename(self.staged.path(), target).map_err(at(target))?;
+        // It isn't there under its first name any more.
+        let _ = self.staged.keep();
+        sync_parent(target)
+    }
+}
+
+/// How what is to become `target` is called meanwhile, and where it lies.
+fn beside(target: &Path) -> (String, PathBuf) {
+    let name = target.file_name().unwrap_or_default().to_string_lossy();
+    (format!(".{name}."), parent(target))
+}
+
+fn parent(path: &Path) -> PathBuf {
+    match path.parent() {
+        Some(parent) if parent != Path::new("") => parent.to_owned(),
+        _ => PathBuf::from("."),
+    }
+}
+
+fn sync_parent(path: &Path) -> Result<(), BundleError> {
+    let parent = parent(path);
+    File::open(&parent).and_then(|folder| folder.sync_all()).map_err(at(&parent))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_not_kept_vanishes_and_what_is_kept_replaces() {
+        let folder = tempfile::tempdir().unwrap();
+        let (target, pool) = (folder.path().join("x.tar"), pool().unwrap());
+        fs::write(&target, "old").unwrap();
+        for keep in [false, true] {
+            let new = NewFile::beside(&target).unwrap();
+            let mut outgoing = new.outgoing(&pool).unwrap();
+            outgoing.write(Bytes::from_static(b"new")).await.unwrap();
+            outgoing.sync().await.unwrap();
+            assert_eq!(fs::read(&target).unwrap(), b"old");
+            if keep {
+                new.keep().unwrap();
+            }
+        }
+        assert_eq!(fs::read(&target).unwrap(), b"new");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_folder_takes_the_place_of_nothing_or_of_an_empty_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("x");
+        drop(NewFolder::beside(&target).unwrap());
+        for _ in 0..2 {
+            let new = NewFolder::beside(&target).unwrap();
+            new.keep().unwrap();
+        }
+        fs::write(target.join("file"), "").unwrap();
+        assert!(matches!(NewFolder::beside(&target), Err(BundleError::Exists(_))));
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+        assert_eq!(list(folder.path(), 2, 9).unwrap(), [("x/file".to_owned(), 0)]);
+        assert!(list(folder.path(), 2, 0).is_err());
+        std::os::unix::fs::symlink("/etc/passwd", target.join("link")).unwrap();
+        assert!(list(folder.path(), 2, 9).unwrap_err().to_string().contains("symbolic link"));
+    }
+}

@@ -1,0 +1,229 @@
+//! Import: a bundle is taken into a store, all of it or nothing.
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+
+use super::Seen;
+use super::error::BundleError;
+use super::files::{self, Incoming, Stream};
+use super::intake::{Found, Intake};
+use super::reading::Reader;
+use super::recording::{Judged, Lists, judge, record};
+use crate::clock::Timestamp;
+use crate::oci::{Digest, ImageName, Reference, RegistryName, Repository};
+use crate::store::{Pin, PinName, Store};
+
+/// Where a bundle comes from.
+pub enum Source {
+    /// A file or a folder, which is looked at as a whole before anything is written.
+    Path(PathBuf),
+    /// An archive on the standard input.
+    Stdin,
+    /// An archive from whatever gives it.
+    Stream(Stream),
+}
+
+/// How a bundle is imported.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// All images belong to this repository, whatever the bundle calls them.
+    pub under: Option<Repository>,
+    /// The images are kept by this pin, beside what it keeps already.
+    pub pin: Option<PinName>,
+    /// Whether clients without an account may have the images, whatever the bundle says of that.
+    pub public: Option<bool>,
+}
+
+/// What was imported.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Imported {
+    /// The images, as the bundle lists them.
+    pub images: Vec<ImportedImage>,
+    /// What refers to them.
+    pub referrers: Vec<ImageName>,
+    /// How many blobs were not held before.
+    pub brought_blobs: usize,
+    /// How long these are together.
+    pub brought_bytes: u64,
+    /// How many blobs of the bundle were held already.
+    pub held_blobs: usize,
+    /// How many blobs of the bundle no image of it needs; they were not kept.
+    pub unused_blobs: usize,
+}
+
+/// An image that was imported.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImportedImage {
+    /// Its name.
+    pub image: ImageName,
+    /// Its manifest or index.
+    pub digest: Digest,
+    /// Of an index, the platforms that came along.
+    pub platforms: Vec<String>,
+    /// Of an index, the platforms that are not in the bundle.
+    pub left_out: Vec<String>,
+    /// Whether clients without an account may have it.
+    pub public: bool,
+    /// The bundle had no manifest of it, so one was made.
+    pub is_made_here: bool,
+}
+
+/// The name under which partials lie while they are written.
+#[expect(clippy::expect_used, reason = "a few letters are always the name of a registry")]
+fn registry() -> RegistryName {
+    "import".parse().expect("a legal name")
+}
+
+/// Takes a bundle in. Records are written only when all of it is there and right; of one that isn't, nothing stays. What was
+/// interrupted can be done once more, and comes to the same.
+pub async fn import(
+    store: &Store,
+    source: Source,
+    options: &Options,
+    seen: &Seen<'_>,
+) -> Result<Imported, BundleError> {
+    let pool = files::pool()?;
+    let (mut reader, survey) = match source {
+        Source::Path(path) => {
+            let survey = if files::is_special(&path) { None } else { Some(look(store, &path, &pool, options).await?) };
+            (Reader::open(&path, &pool).await?, survey)
+        }
+        Source::Stdin => {
+            let stdin = Incoming::stdin(&pool)?;
+            (Reader::archive(stdin).await.map_err(BundleError::Stream)?, None)
+        }
+        Source::Stream(stream) => {
+            let stream = Incoming::stream(stream);
+            (Reader::archive(stream).await.map_err(BundleError::Stream)?, None)
+        }
+    };
+    let mut intake = Intake::new(store, registry());
+    let taken = take(store, &mut intake, &mut reader, survey.as_ref(), options, seen).await;
+    let judged = match taken {
+        Ok(judged) => judged,
+        Err(error) => {
+            drop(reader);
+            // Removing a partial takes a moment.
+            store.settled().await;
+            store.remove_unlisted(intake.brought).await;
+            return Err(error);
+        }
+    };
+    let needed: HashSet<Digest> =
+        judged.iter().flat_map(|image| image.tree.contents()).map(|(digest, _)| digest).collect();
+    let unused: Vec<Digest> = intake.found.blobs.keys().filter(|digest| !needed.contains(digest)).copied().collect();
+    let imported = Imported::of(&judged, &intake, options, unused.len());
+    intake.brought.retain(|digest| !needed.contains(digest));
+    store.remove_unlisted(intake.brought).await;
+    Ok(imported)
+}
+
+/// Looks at a bundle before anything is written: has it names, and is there room for it?
+async fn look(store: &Store, path: &Path, pool: &crate::tasks::Pool, options: &Options) -> Result<Found, BundleError> {
+    let survey = Found::survey(&mut Reader::open(path, pool).await?).await?;
+    Lists::read(&survey.documents)?.check_names(options.under.as_ref())?;
+    let missing = survey.blobs.iter().filter(|(digest, _)| store.size_of(digest).is_none());
+    let sizes: Vec<u64> = missing.map(|(_, size_bytes)| *size_bytes).collect();
+    store.check_room(&sizes).await.map_err(BundleError::NoRoom)?;
+    Ok(survey)
+}
+
+async fn take(
+    store: &Store,
+    intake: &mut Intake<'_>,
+    reader: &mut Reader,
+    survey: Option<&Found>,
+    options: &Options,
+    seen: &Seen<'_>,
+) -> Result<Vec<Judged>, BundleError> {
+    intake.take(reader, survey, seen).await?;
+    let judged = judge(store, intake, options.under.as_ref()).await?;
+    record(store, &judged, options.public).await?;
+    if let Some(name) = &options.pin {
+        pin(store, name, &judged).await?;
+    }
+    Ok(judged)
+}
+
+/// Keeps the images by a pin, beside what it keeps already: a bundle of the same file name must not take back the promise
+/// that an earlier one was given.
+async fn pin(store: &Store, name: &PinName, judged: &[Judged]) -> Result<(), BundleError> {
+    let earlier = store.pins().into_iter().find(|(found, _)| found == name).map(|(_, pin)| pin);
+    let mut roots = earlier.map(|pin| pin.roots).unwrap_or_default();
+    // What refers to images by a tag of its own is not found by looking at the images.
+    let is_found = |image: &&Judged| image.is_referrer && matches!(image.name.reference, Reference::Digest(_));
+    let names = judged.iter().filter(|image| !is_found(image)).map(|image| &image.name);
+    let fresh: Vec<_> = names.filter(|name| !roots.contains(name)).cloned().collect();
+    roots.extend(fresh);
+    let pin = Pin { roots, platforms: Vec::new(), referrers: true, created: Timestamp::now() };
+    Ok(store.pin(name, pin).await?)
+}
+
+/// The pin that a bundle gets where nobody says another: named after its file.
+pub fn pin_name(path: &Path) -> Result<PinName, BundleError> {
+    const ENDS: [&str; 6] = [".gz", ".tgz", ".zst", ".zstd", ".tar", ".oci"];
+    let file_name = path.canonicalize().ok();
+    let file_name = file_name.as_deref().unwrap_or(path).file_name().unwrap_or_default();
+    let mut name = file_name.to_string_lossy().into_owned();
+    while let Some(rest) = ENDS.iter().find_map(|end| name.strip_suffix(end)) {
+        name = rest.to_owned();
+    }
+    let legal = |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '-' };
+    let legal: String = name.chars().map(legal).take(128).collect();
+    legal.trim_start_matches(['.', '-']).parse().map_err(|_| BundleError::NoPinName(name))
+}
+
+// === impl Imported ===
+
+impl Imported {
+    fn of(judged: &[Judged], intake: &Intake<'_>, options: &Options, unused_blobs: usize) -> Self {
+        let image = |image: &Judged| ImportedImage {
+            image: image.name.clone(),
+            digest: image.listed.digest,
+            platforms: image.tree.platforms.clone(),
+            left_out: image.tree.left_out.clone(),
+            public: image.is_public(options.public),
+            is_made_here: image.is_made_here,
+        };
+        let brought: HashSet<&Digest> = intake.brought.iter().collect();
+        let is_referrer = |image: &&Judged| image.is_referrer;
+        Self {
+            images: judged.iter().filter(|image| !image.is_referrer).map(image).collect(),
+            referrers: judged.iter().filter(is_referrer).map(|image| image.name.clone()).collect(),
+            brought_blobs: brought.len(),
+            brought_bytes: intake.brought_bytes,
+            held_blobs: intake.found.blobs.keys().filter(|digest| !brought.contains(digest)).count(),
+            unused_blobs,
+        }
+    }
+}
+
+impl std::fmt::Debug for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Path(path) => f.debug_tuple("Path").field(path).finish(),
+            Self::Stdin => f.write_str("Stdin"),
+            Self::Stream(_) => f.write_str("Stream"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pins_are_named_after_files() {
+        for (path, name) in [
+            ("/x/release-1.2.tar", "release-1.2"),
+            ("images.tar.gz", "images"),
+            ("a b.tgz", "a-b"),
+            ("/media/usb/bundle/", "bundle"),
+            (".hidden.oci.tar.zst", "hidden"),
+        ] {
+            assert_eq!(pin_name(Path::new(path)).unwrap().as_str(), name, "{path}");
+        }
+        assert!(pin_name(Path::new("/")).is_err());
+        assert!(pin_name(Path::new("---")).is_err());
+    }
+}

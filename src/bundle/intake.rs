@@ -1,0 +1,257 @@
+//! Intake: the files of a bundle on their way into the store, each hashed as it passes, with what they are called noted.
+
+use std::collections::{BTreeMap, HashMap};
+
+use bytes::Bytes;
+
+use super::error::BundleError;
+use super::layout::{self, DOCUMENT_BYTES_MAX, DOCUMENTS};
+use super::reading::Reader;
+use super::tar::{Entry, Kind, follow};
+use super::{Progress, Seen};
+use crate::oci::{Algorithm, Digest, Mismatch, RegistryName, Verified, Verifier};
+use crate::store::{Extent, Store, StoreError};
+
+/// What a bundle consists of.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    pub(super) documents: BTreeMap<String, Bytes>,
+    /// All content with a digest, and how long it is.
+    pub(super) blobs: HashMap<Digest, u64>,
+    /// What lies where, in a Docker archive.
+    pub(super) paths: HashMap<String, Digest>,
+    /// How what may be layers is packed.
+    pub(super) packings: HashMap<Digest, Packing>,
+    links: HashMap<String, String>,
+}
+
+/// How a layer is packed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Packing {
+    None,
+    Gzip,
+    Zstd,
+}
+
+/// Takes a bundle in.
+#[derive(Debug)]
+pub(super) struct Intake<'a> {
+    store: &'a Store,
+    /// Under this name partials lie while they are written.
+    registry: RegistryName,
+    pub(super) found: Found,
+    /// Blobs that were not held before.
+    pub(super) brought: Vec<Digest>,
+    pub(super) brought_bytes: u64,
+}
+
+/// What is no larger is held in memory while it is hashed.
+const SMALL_BYTES: u64 = 1 << 20;
+
+/// So many links are followed from name to name.
+const LINKS_MAX: usize = 4;
+
+/// What a file of a bundle is.
+enum File {
+    Document,
+    Blob(Digest),
+    /// A layer of a Docker archive that is named by an id.
+    Layer,
+    /// Of no use here.
+    Other,
+}
+
+// === impl Found ===
+
+impl Found {
+    /// Looks at what a bundle consists of, and hashes only what isn't named by its digest.
+    pub(super) async fn survey(reader: &mut Reader) -> Result<Self, BundleError> {
+        let mut found = Self::default();
+        while let Some(entry) = reader.next().await? {
+            match found.note(&entry)? {
+                File::Document => found.take_document(&entry, reader).await?,
+                File::Blob(digest) => found.note_blob(&entry, digest),
+                File::Layer => {
+                    let mut verifier = Verifier::new(Digest::sha256(b""), None);
+                    while let Some(chunk) = reader.chunk().await? {
+                        verifier.update(&chunk);
+                    }
+                    found.note_blob(&entry, verifier.prefix_digest());
+                }
+                File::Other => {}
+            }
+        }
+        Ok(found)
+    }
+
+    /// What lies at a path of a Docker archive.
+    pub(super) fn at(&self, path: &str) -> Option<Digest> {
+        let mut path = path.to_owned();
+        for _ in 0..LINKS_MAX {
+            match (self.paths.get(&path), self.links.get(&path)) {
+                (Some(digest), _) => return Some(*digest),
+                (None, Some(target)) => path.clone_from(target),
+                (None, None) => return None,
+            }
+        }
+        None
+    }
+
+    fn note(&mut self, entry: &Entry) -> Result<File, BundleError> {
+        let path = entry.path.as_str();
+        if let Kind::Link(target) = &entry.kind {
+            // Only names in the archive are ever looked up by it.
+            if let Some(target) = follow(path, target) {
+                self.links.insert(path.to_owned(), target);
+            }
+            return Ok(File::Other);
+        }
+        if DOCUMENTS.contains(&path) {
+            return Ok(File::Document);
+        }
+        if path.starts_with("blobs/") {
+            let unknown = || layout::problem(path, "its name is no digest that is known here".to_owned());
+            return Ok(File::Blob(layout::blob_at(path).ok_or_else(unknown)?));
+        }
+        Ok(match layout::docker_blob_at(path) {
+            Some(digest) => File::Blob(digest),
+            None if path.ends_with("/layer.tar") => File::Layer,
+            None => File::Other,
+        })
+    }
+
+    fn note_blob(&mut self, entry: &Entry, digest: Digest) {
+        self.blobs.insert(digest, entry.size_bytes);
+        self.paths.insert(entry.path.clone(), digest);
+    }
+
+    async fn take_document(&mut self, entry: &Entry, reader: &mut Reader) -> Result<(), BundleError> {
+        if entry.size_bytes > DOCUMENT_BYTES_MAX {
+            let problem = format!("it has {} bytes, and at most {DOCUMENT_BYTES_MAX} are read", entry.size_bytes);
+            return Err(layout::problem(&entry.path, problem));
+        }
+        self.documents.insert(entry.path.clone(), reader.rest().await?);
+        Ok(())
+    }
+}
+
+// === impl Intake ===
+
+impl<'a> Intake<'a> {
+    pub(super) fn new(store: &'a Store, registry: RegistryName) -> Self {
+        Self { store, registry, found: Found::default(), brought: Vec::new(), brought_bytes: 0 }
+    }
+
+    /// Takes in a whole bundle. `survey` is what an earlier look at it found, if there was one.
+    pub(super) async fn take(
+        &mut self,
+        reader: &mut Reader,
+        survey: Option<&Found>,
+        seen: &Seen<'_>,
+    ) -> Result<(), BundleError> {
+        let total_bytes = survey.map(|survey| survey.blobs.values().sum());
+        let mut progress = Progress { done_bytes: 0, total_bytes };
+        seen(&progress);
+        while let Some(entry) = reader.next().await? {
+            match self.found.note(&entry)? {
+                File::Document => self.found.take_document(&entry, reader).await?,
+                File::Blob(digest) => self.take_blob(&entry, digest, reader, &mut progress, seen).await?,
+                File::Layer => {
+                    let known = survey.and_then(|survey| survey.paths.get(&entry.path));
+                    match known {
+                        Some(digest) => self.take_blob(&entry, *digest, reader, &mut progress, seen).await?,
+                        None if entry.size_bytes <= SMALL_BYTES => {
+                            let bytes = reader.rest().await?;
+                            self.take_small(&entry, Digest::of(Algorithm::Sha256, &bytes), bytes).await?;
+                        }
+                        None => return Err(BundleError::NeedsFile(entry.path)),
+                    }
+                }
+                File::Other => {}
+            }
+        }
+        Ok(())
+    }
+
+    async fn take_blob(
+        &mut self,
+        entry: &Entry,
+        digest: Digest,
+        reader: &mut Reader,
+        progress: &mut Progress,
+        seen: &Seen<'_>,
+    ) -> Result<(), BundleError> {
+        if entry.size_bytes <= SMALL_BYTES {
+            let bytes = reader.rest().await?;
+            progress.done_bytes += bytes.len() as u64;
+            seen(progress);
+            return self.take_small(entry, digest, bytes).await;
+        }
+        let is_held = self.store.open_blob(&digest).await?.is_some_and(|blob| blob.size_bytes == entry.size_bytes);
+        let partial = if is_held {
+            None
+        } else {
+            Some(self.store.create_partial(&self.registry, digest, Extent::Whole(entry.size_bytes)).await?)
+        };
+        let mut verifier = Verifier::new(digest, Some(entry.size_bytes));
+        while let Some(chunk) = reader.chunk().await? {
+            if verifier.size_bytes() == 0 {
+                self.found.packings.insert(digest, Packing::of(&chunk));
+            }
+            let offset = verifier.size_bytes();
+            verifier.update(&chunk);
+            progress.done_bytes += chunk.len() as u64;
+            if let Some(partial) = &partial {
+                partial.write_at(offset, vec![chunk]).await?;
+            }
+            seen(progress);
+        }
+        let verified = verifier.finish().map_err(wrong(entry))?;
+        if let Some(partial) = partial {
+            // From here on it may be there, whatever becomes of the rest.
+            self.note_brought(digest, entry.size_bytes);
+            partial.commit(verified).await?;
+        }
+        self.found.note_blob(entry, digest);
+        Ok(())
+    }
+
+    async fn take_small(&mut self, entry: &Entry, digest: Digest, bytes: Bytes) -> Result<(), BundleError> {
+        let verified = Verified::check(&digest, &bytes).map_err(wrong(entry))?;
+        self.found.packings.insert(digest, Packing::of(&bytes));
+        self.put(verified, bytes).await?;
+        self.found.note_blob(entry, digest);
+        Ok(())
+    }
+
+    /// Puts something small into the store.
+    pub(super) async fn put(&mut self, verified: Verified, bytes: Bytes) -> Result<(), StoreError> {
+        if self.store.size_of(&verified.digest()).is_none() {
+            self.note_brought(verified.digest(), verified.size_bytes());
+        }
+        self.store.put_blob(verified, bytes).await
+    }
+
+    fn note_brought(&mut self, digest: Digest, size_bytes: u64) {
+        self.brought.push(digest);
+        self.brought_bytes += size_bytes;
+    }
+}
+
+fn wrong(entry: &Entry) -> impl FnOnce(Mismatch) -> BundleError {
+    let path = entry.path.clone();
+    move |mismatch| BundleError::Wrong { path, mismatch }
+}
+
+// === impl Packing ===
+
+impl Packing {
+    /// How something is packed that begins like this.
+    fn of(start: &[u8]) -> Self {
+        match start {
+            [0x1f, 0x8b, ..] => Self::Gzip,
+            [0x28, 0xb5, 0x2f, 0xfd, ..] => Self::Zstd,
+            _ => Self::None,
+        }
+    }
+}

@@ -1,0 +1,41 @@
+//! Bundles: images on their way past the network, as OCI image layouts in a tar archive or a folder.
+//!
+//! [`export`] writes what a store holds; [`import`] takes in what it, or another tool, wrote. Both go over a [`Store`] and
+//! whatever bytes come from or go to. Nothing of a bundle is believed before its digest says so.
+//!
+//! [`Store`]: crate::store::Store
+
+mod docker;
+mod error;
+mod export;
+mod files;
+mod import;
+mod intake;
+mod layout;
+mod reading;
+mod recording;
+mod selection;
+mod tar;
+mod tree;
+mod writing;
+
+pub use error::BundleError;
+pub use export::{Destination, Exported, ExportedImage, export};
+pub use import::{Imported, ImportedImage, Options, Source, import, pin_name};
+pub use selection::Wanted;
+pub use tar::InvalidTar;
+
+/// How far an export or import has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// How much was done.
+    pub done_bytes: u64,
+    /// How much there is to do, where that is known.
+    pub total_bytes: Option<u64>,
+}
+
+/// Is told how far it has come.
+pub type Seen<'a> = dyn Fn(&Progress) + Send + Sync + 'a;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,1 @@
+//! Bundles as a whole, over a store in a folder.

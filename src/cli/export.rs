@@ -1,0 +1,135 @@
+//! `cachalot export`: held images become a bundle.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Args, ValueEnum};
+
+use crate::bundle::{Destination, Exported, Wanted, export};
+use crate::oci::ImageName;
+use crate::store::PinName;
+
+use super::fail;
+use super::store::{Place, StoreArgs, bar, show_bundle, size, with_store};
+
+/// The arguments of `export`.
+#[derive(Debug, Args)]
+#[command(after_long_help = HELP)]
+pub(super) struct Export {
+    #[command(flatten)]
+    store: StoreArgs,
+    /// Images, such as nginx:1.27 or quay.io/a/b@sha256:…
+    #[arg(required_unless_present = "pin")]
+    images: Vec<ImageName>,
+    /// Export all images that this pin keeps
+    #[arg(long, value_name = "NAME")]
+    pin: Option<PinName>,
+    /// Where the bundle goes: a file, a folder (with a slash at its end), or - for the standard output
+    #[arg(short, long, value_name = "FILE|DIR/|-")]
+    output: PathBuf,
+    /// A tar archive or a folder; told from the output's name if it isn't said
+    #[arg(long, value_name = "FORMAT")]
+    format: Option<Format>,
+    /// Of images for several platforms, export only these, such as linux/amd64,linux/arm64
+    #[arg(long, value_name = "PLATFORM", value_delimiter = ',', value_parser = platform)]
+    platform: Vec<String>,
+    /// Leave signatures, SBOMs and whatever else refers to the images behind
+    #[arg(long)]
+    no_referrers: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    Tar,
+    Dir,
+}
+
+const HELP: &str = "\
+The bundle is an OCI image layout. `cachalot import`, `ctr images import`, `docker load`, `podman load` (one image)
+and `skopeo copy oci-archive:FILE:TAG` take it. The same images always make the same bytes. An image for several
+platforms keeps its digest; of its platforms those travel that are held, and one that is held only in part is refused.
+Signatures and the like travel in the bundle too, listed in a file of their own (referrers.json) that only Cachalot reads.";
+
+/// Runs the command.
+pub(super) fn run(args: &Export) -> ExitCode {
+    with_store(&args.store, async |place| {
+        let store = match place {
+            Place::Stopped(store) => store,
+            Place::Running(_) => return fail("a server runs on this store; stop it, export, and start it again"),
+        };
+        let wanted = Wanted {
+            images: args.images.clone(),
+            pin: args.pin.clone(),
+            platforms: args.platform.clone(),
+            referrers: !args.no_referrers,
+        };
+        let destination = match args.destination() {
+            Ok(destination) => destination,
+            Err(message) => return fail(&message),
+        };
+        let bar = bar();
+        let exported = export(store, &wanted, destination, &|progress| show_bundle(&bar, progress)).await;
+        bar.finish_and_clear();
+        match exported {
+            Ok(exported) => {
+                print(&exported, args);
+                ExitCode::SUCCESS
+            }
+            Err(error) => fail(&error.to_string()),
+        }
+    })
+}
+
+fn platform(text: &str) -> Result<String, String> {
+    match text.split_once('/') {
+        Some((system, rest)) if !system.is_empty() && !rest.is_empty() => Ok(text.to_owned()),
+        _ => Err("a platform is written like linux/amd64".to_owned()),
+    }
+}
+
+/// Tells people what travels; on the standard error, for the output may be the bundle.
+#[expect(clippy::print_stderr, reason = "the standard output may be the bundle")]
+fn print(exported: &Exported, args: &Export) {
+    for image in &exported.images {
+        let mut notes = String::new();
+        if !image.platforms.is_empty() {
+            notes = format!("  {}", image.platforms.join(" "));
+        }
+        if !image.left_out.is_empty() {
+            notes.push_str(&format!("  (not held: {})", image.left_out.join(" ")));
+        }
+        eprintln!("{}  {}{notes}", image.image, image.digest);
+    }
+    for name in &exported.referrers {
+        eprintln!("{name}  refers to them");
+    }
+    for name in &exported.left_behind {
+        eprintln!("{name}  refers to them, but is not all held, and stays behind");
+    }
+    let output = if args.is_stdout() { "the standard output".to_owned() } else { args.output.display().to_string() };
+    eprintln!("{} blobs, {}, in {output}", exported.blobs, size(exported.bytes));
+    if !exported.for_old_docker {
+        eprintln!("docker before version 25 can't load this bundle: it holds more than images for one platform each");
+    }
+}
+
+// === impl Export ===
+
+impl Export {
+    fn is_stdout(&self) -> bool {
+        self.output == Path::new("-")
+    }
+
+    fn destination(&self) -> Result<Destination, String> {
+        let path = self.output.clone();
+        let like_a_folder = path.as_os_str().to_string_lossy().ends_with('/') || path.is_dir();
+        match self.format {
+            Some(Format::Dir) if self.is_stdout() => Err("a folder can't go to the standard output".to_owned()),
+            Some(Format::Tar) if like_a_folder => Err(format!("{} is a folder; name a file in it", path.display())),
+            _ if self.is_stdout() => Ok(Destination::Stdout),
+            Some(Format::Dir) => Ok(Destination::Folder(path)),
+            None if like_a_folder => Ok(Destination::Folder(path)),
+            Some(Format::Tar) | None => Ok(Destination::File(path)),
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! `cachalot import`: a bundle becomes held images.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::Args;
+
+use crate::bundle::{BundleError, Imported, Options, Source, import, pin_name};
+use crate::oci::{ImageName, Repository};
+use crate::store::PinName;
+
+use super::fail;
+use super::store::{Place, StoreArgs, bar, show_bundle, size, with_store};
+
+/// The arguments of `import`.
+#[derive(Debug, Args)]
+#[command(after_long_help = HELP)]
+pub(super) struct Import {
+    #[command(flatten)]
+    store: StoreArgs,
+    /// A tar archive (plain, gzip or zstd), a folder, or - for the standard input
+    #[arg(value_name = "FILE|DIR|-")]
+    source: PathBuf,
+    /// Name of the pin that keeps the images, beside what it keeps already; else it is named after the file
+    #[arg(long, value_name = "NAME", conflicts_with = "no_pin")]
+    pin: Option<PinName>,
+    /// Don't keep the images: they go when room is needed, as all else
+    #[arg(long)]
+    no_pin: bool,
+    /// The repository that the images belong to, such as docker.io/library/nginx, whatever the bundle says
+    #[arg(long = "as", value_name = "REGISTRY/REPOSITORY", value_parser = repository)]
+    under: Option<Repository>,
+    /// Clients without an account may have the images
+    #[arg(long, conflicts_with = "private")]
+    public: bool,
+    /// Only clients that the mirror knows may have the images
+    #[arg(long)]
+    private: bool,
+}
+
+const HELP: &str = "\
+It takes what `cachalot export`, `docker save`, `skopeo copy … oci-archive:`, `podman save`, `buildah push`, `crane` and
+`oras` write. Every byte is verified, and a bundle in which anything is wrong or missing changes nothing. An import that was
+interrupted is simply run again. Archives without OCI manifests (`podman save` and `docker save` of old) get one that is
+made here, always the same for the same layers.
+
+Whose images are they? A bundle of Cachalot's says of each image whether it was had without credentials; others count as
+public, for who imports a file has decided to give it out. --public and --private say otherwise. A mirror without its
+upstream gives private images to nobody but the users of [access] or where share_private is set.";
+
+/// Runs the command.
+pub(super) fn run(args: &Import) -> ExitCode {
+    with_store(&args.store, async |place| {
+        let store = match place {
+            Place::Stopped(store) => store,
+            Place::Running(_) => return fail("a server runs on this store; stop it, import, and start it again"),
+        };
+        let options = match args.options() {
+            Ok(options) => options,
+            Err(error) => return fail(&error.to_string()),
+        };
+        let source = if args.is_stdin() { Source::Stdin } else { Source::Path(args.source.clone()) };
+        let bar = bar();
+        let imported = import(store, source, &options, &|progress| show_bundle(&bar, progress)).await;
+        bar.finish_and_clear();
+        match imported {
+            Ok(imported) => {
+                print(&imported, options.pin.as_ref());
+                ExitCode::SUCCESS
+            }
+            Err(error) => fail(&error.to_string()),
+        }
+    })
+}
+
+/// A repository without a tag, read as images' names are.
+fn repository(text: &str) -> Result<Repository, String> {
+    let name: ImageName = text.parse().map_err(|error: crate::oci::InvalidImageName| error.to_string())?;
+    let last = text.rsplit('/').next().unwrap_or(text);
+    if text.contains('@') || last.contains(':') {
+        return Err("name a repository, without a tag or digest: the bundle's are kept".to_owned());
+    }
+    Ok(name.repository)
+}
+
+#[expect(clippy::print_stdout, reason = "what came in is what people want to know")]
+fn print(imported: &Imported, pin: Option<&PinName>) {
+    for image in &imported.images {
+        let mut notes = vec![image.digest.to_string()];
+        notes.extend((!image.platforms.is_empty()).then(|| image.platforms.join(" ")));
+        notes
+            .extend((!image.left_out.is_empty()).then(|| format!("(not in the bundle: {})", image.left_out.join(" "))));
+        notes.extend(
+            image.is_made_here.then(|| "(the archive had no OCI manifest; one was made over its layers)".to_owned()),
+        );
+        notes.extend((!image.public).then(|| "(private)".to_owned()));
+        println!("{}  {}", image.image, notes.join("  "));
+    }
+    for name in &imported.referrers {
+        println!("{name}  refers to them");
+    }
+    let Imported { brought_blobs, brought_bytes, held_blobs, .. } = imported;
+    println!("{brought_blobs} blobs, {}, came in; {held_blobs} were held already", size(*brought_bytes));
+    if let Some(pin) = pin {
+        println!("the pin {pin} keeps them");
+    }
+}
+
+// === impl Import ===
+
+impl Import {
+    fn is_stdin(&self) -> bool {
+        self.source == Path::new("-")
+    }
+
+    fn options(&self) -> Result<Options, BundleError> {
+        let pin = match (&self.pin, self.no_pin) {
+            (Some(pin), _) => Some(pin.clone()),
+            (None, true) => None,
+            (None, false) if self.is_stdin() => return Err(BundleError::NoPinName("the standard input".to_owned())),
+            (None, false) => Some(pin_name(&self.source)?),
+        };
+        let public = match (self.public, self.private) {
+            (true, _) => Some(true),
+            (_, true) => Some(false),
+            (false, false) => None,
+        };
+        Ok(Options { under: self.under.clone(), pin, public })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn repositories_have_no_tags() {
+        assert_eq!(repository("nginx").unwrap().to_string(), "docker.io/library/nginx");
+        assert_eq!(repository("localhost:5000/a/b").unwrap().to_string(), "localhost:5000/a/b");
+        for bad in ["nginx:1", "quay.io/a/b:v1", "quay.io/a@sha256:ab", "", "A"] {
+            assert!(repository(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! What carrying images in and out of a store needs of it: who refers to a manifest, whether there is room, what came in vain.
+
+use super::count::{charge, record_charge};
+use super::error::{NoRoom, StoreError};
+use super::{Removed, Store};
+use crate::oci::{Digest, Repository};
+
+/// Each file that is added takes its own inode, and some of them a record's and a folder's.
+const INODES_PER_BLOB: u64 = 3;
+
+// === impl Store ===
+
+impl Store {
+    /// The manifests recorded in a repository whose subject is this one, sorted.
+    pub async fn referring(&self, repository: &Repository, subject: &Digest) -> Result<Vec<Digest>, StoreError> {
+        self.shared.written(repository).await;
+        self.shared.ensure_loaded(repository).await?;
+        Ok(self.shared.catalog.read().referring(repository, subject))
+    }
+
+    /// Whether blobs of these sizes could be added, all of them together: what a promise keeps, or an offline mirror needs, makes no
+    /// room for them. Nothing is reserved or evicted.
+    pub async fn check_room(&self, sizes: &[u64]) -> Result<(), NoRoom> {
+        let shared = &self.shared;
+        let count = sizes.len() as u64;
+        let record_bytes = record_charge(1).saturating_mul(count);
+        let needed_bytes = sizes.iter().fold(record_bytes, |sum, size_bytes| sum.saturating_add(charge(*size_bytes)));
+        let totals = shared.ledger.read().totals();
+        let kept_bytes = if shared.offline || shared.is_in_grace() {
+            totals.present + totals.records
+        } else {
+            let reader = shared.clone();
+            let pinned = shared.io.reading.run(move || reader.pinned()).await;
+            let bytes = shared.ledger.read().charges(&pinned);
+            bytes + totals.records
+        };
+        let taken_bytes = kept_bytes.saturating_add(totals.reserved);
+        let available_bytes = totals.capacity.saturating_sub(taken_bytes);
+        if needed_bytes > totals.capacity {
+            return Err(NoRoom::Never { needed_bytes, capacity_bytes: totals.capacity });
+        }
+        if needed_bytes > available_bytes {
+            return Err(NoRoom::Kept { needed_bytes, available_bytes });
+        }
+        let (disk, path) = (shared.io.disk.clone(), shared.layout.base().to_owned());
+        let space = shared.io.reading.run(move || disk.space(&path)).await;
+        let space = space.map_err(|error| NoRoom::Unknown(Box::new(error)))?;
+        let budget = *shared.budget.read();
+        let inodes = count.saturating_mul(INODES_PER_BLOB);
+        if let Some(free) = space.free_inodes.filter(|free| free.saturating_sub(inodes) < budget.min_free_inodes) {
+            return Err(NoRoom::Disk { needed_bytes, what: "inodes", free, floor: budget.min_free_inodes });
+        }
+        // What may be evicted gives its bytes back to the file system.
+        let evictable_bytes = (totals.present + totals.records).saturating_sub(kept_bytes);
+        let free = space.free_bytes.saturating_sub(shared.ledger.unwritten()).saturating_add(evictable_bytes);
+        if free.saturating_sub(needed_bytes) < budget.min_free_bytes {
+            return Err(NoRoom::Disk { needed_bytes, what: "bytes", free, floor: budget.min_free_bytes });
+        }
+        Ok(())
+    }
+
+    /// Removes those of these blobs that no image leads to.
+    pub async fn remove_unlisted(&self, digests: Vec<Digest>) -> Removed {
+        let listed = self.shared.listed_anywhere().await;
+        self.shared.remove_blobs(digests.into_iter().filter(|digest| !listed.contains(digest)).collect()).await
+    }
+}
