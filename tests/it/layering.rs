@@ -33,7 +33,7 @@ const MAY_USE: [(&str, &[&str]); 23] = [
 ];
 
 /// Where foreign crates, and parts of the standard library, may be used.
-const HOMES: [(&str, &[&str]); 26] = [
+const HOMES: [(&str, &[&str]); 25] = [
     ("indicatif", &["cli/"]),
     ("async_compression", &["bundle/reading.rs"]),
     ("axum", &["server/", "demo/"]),
@@ -53,7 +53,6 @@ const HOMES: [(&str, &[&str]); 26] = [
     ("prometheus_client", &["metrics.rs"]),
     ("rayon", &["tasks.rs", "store/recover.rs"]),
     ("clap", &["cli/"]),
-    ("tempfile", &["bundle/files.rs"]),
     ("toml", &["config/", "demo/"]),
     ("tracing_subscriber", &["telemetry.rs", "telemetry/"]),
     ("std::fs", &["store/", "bundle/files.rs", "files.rs"]),
