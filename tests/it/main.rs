@@ -9,6 +9,7 @@ mod support;
 mod access;
 mod api;
 mod auth;
+mod bundle;
 mod churn;
 mod closed_world;
 mod commands;

@@ -47,7 +47,7 @@ impl Client for Ctr {
 // === impl Containerd ===
 
 impl Containerd {
-    fn start(mirror: &Mirror) -> Containerd {
+    pub(crate) fn start(mirror: &Mirror) -> Containerd {
         Containerd::start_as(mirror, None)
     }
 
@@ -99,7 +99,7 @@ impl Containerd {
         (name, command)
     }
 
-    fn ctr(&self, arguments: &[&str]) -> Command {
+    pub(crate) fn ctr(&self, arguments: &[&str]) -> Command {
         let mut command = tool("ctr");
         command.arg("--address").arg(self.mounts.0.join("socket")).args(arguments);
         command

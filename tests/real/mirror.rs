@@ -3,12 +3,13 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use tempfile::TempDir;
 
 use crate::http;
 use crate::image::{By, Image};
-use crate::process::{Process, free_port, wait_until};
+use crate::process::{Process, free_port, tool, wait_until};
 use crate::upstream::Upstream;
 
 /// A running mirror with a data folder of its own.
@@ -70,6 +71,13 @@ impl Mirror {
     /// `127.0.0.1:PORT/docker.io/library/x:1`: the image for a client that names the upstream in the path.
     pub(crate) fn path_name(&self, image: &Image, by: By) -> String {
         format!("127.0.0.1:{}/docker.io/{}", self.port, image.name(by))
+    }
+
+    /// A command on its store, while it doesn't run.
+    pub(crate) fn command(&self, name: &str) -> Command {
+        let mut command = tool(env!("CARGO_BIN_EXE_cachalot"));
+        command.arg(name).arg("--config").arg(self.folder.path().join("cachalot.toml"));
+        command
     }
 
     /// What it has logged so far.

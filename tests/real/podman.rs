@@ -3,8 +3,10 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 use serde_json::Value;
+use tempfile::TempDir;
 
 use crate::fixture::FIXTURE;
 use crate::image::{By, Image, sha256_of_file, text};
@@ -13,38 +15,55 @@ use crate::process::{run, tool};
 use crate::pulls::{self, Client};
 
 /// `podman pull` into a store that holds nothing yet.
-struct Podman;
+struct Puller;
+
+/// A podman with a store of its own, for which docker.io is at a port of this machine.
+pub(crate) struct Podman {
+    folder: TempDir,
+}
+
+// === impl Puller ===
+
+impl Client for Puller {
+    fn pull(&self, mirror: &Mirror, image: &Image, by: By) -> BTreeSet<String> {
+        let podman = Podman::new(&format!("127.0.0.1:{}/docker.io", mirror.port));
+        let name = format!("docker.io/{}", image.name(by));
+        podman.pull(&name);
+        let digests = run(&mut podman.command(&["image", "inspect", "--format", "{{.RepoDigests}}", &name]));
+        let digests = String::from_utf8(digests).expect("podman prints text");
+        assert!(digests.contains(&image.digest), "podman knows {name} by upstream's digest: {digests}");
+        held(&podman.folder.path().join("root"))
+    }
+}
 
 // === impl Podman ===
 
-impl Client for Podman {
-    fn pull(&self, mirror: &Mirror, image: &Image, by: By) -> BTreeSet<String> {
+impl Podman {
+    /// The registry's own location is its mirror as well, so that nothing else is ever asked.
+    pub(crate) fn new(location: &str) -> Podman {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let path = folder.path();
-        // The registry's own location is the mirror as well, so that nothing else is ever asked.
-        let location = format!("127.0.0.1:{}/docker.io", mirror.port);
         let text = format!(
             "short-name-mode = \"disabled\"\n[[registry]]\nprefix = \"docker.io\"\nlocation = \"{location}\"\n\
              insecure = true\n[[registry.mirror]]\nlocation = \"{location}\"\ninsecure = true\n"
         );
-        let registries = path.join("registries.conf");
-        fs::write(&registries, text).expect("the folder can be written");
-        let podman = |arguments: &[&str]| {
-            let mut command = tool("podman");
-            command.env("CONTAINERS_REGISTRIES_CONF", &registries);
-            command.args(["--storage-driver", "vfs", "--cgroup-manager", "cgroupfs", "--events-backend", "none"]);
-            for (option, name) in [("--root", "root"), ("--runroot", "run"), ("--tmpdir", "tmp")] {
-                command.arg(option).arg(path.join(name));
-            }
-            command.args(arguments);
-            command
-        };
-        let name = format!("docker.io/{}", image.name(by));
-        run(podman(&["pull", "--quiet", "--signature-policy"]).arg(&FIXTURE.policy).arg(&name));
-        let digests = run(&mut podman(&["image", "inspect", "--format", "{{.RepoDigests}}", &name]));
-        let digests = String::from_utf8(digests).expect("podman prints text");
-        assert!(digests.contains(&image.digest), "podman knows {name} by upstream's digest: {digests}");
-        held(&path.join("root"))
+        fs::write(folder.path().join("registries.conf"), text).expect("the folder can be written");
+        Podman { folder }
+    }
+
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
+        let path = self.folder.path();
+        let mut command = tool("podman");
+        command.env("CONTAINERS_REGISTRIES_CONF", path.join("registries.conf"));
+        command.args(["--storage-driver", "vfs", "--cgroup-manager", "cgroupfs", "--events-backend", "none"]);
+        for (option, name) in [("--root", "root"), ("--runroot", "run"), ("--tmpdir", "tmp")] {
+            command.arg(option).arg(path.join(name));
+        }
+        command.args(arguments);
+        command
+    }
+
+    pub(crate) fn pull(&self, name: &str) {
+        run(self.command(&["pull", "--quiet", "--signature-policy"]).arg(&FIXTURE.policy).arg(name));
     }
 }
 
@@ -67,15 +86,15 @@ fn held(store: &Path) -> BTreeSet<String> {
 
 #[test]
 fn podman_pulls_a_small_image_cold_warm_and_without_upstream() {
-    pulls::cold_warm_and_without_upstream(&Podman, &FIXTURE.busybox);
+    pulls::cold_warm_and_without_upstream(&Puller, &FIXTURE.busybox);
 }
 
 #[test]
 fn podman_pulls_a_big_image_cold_warm_and_without_upstream() {
-    pulls::cold_warm_and_without_upstream(&Podman, &FIXTURE.big);
+    pulls::cold_warm_and_without_upstream(&Puller, &FIXTURE.big);
 }
 
 #[test]
 fn podman_pulls_one_platform_of_an_index_cold_warm_and_without_upstream() {
-    pulls::cold_warm_and_without_upstream(&Podman, &FIXTURE.multi);
+    pulls::cold_warm_and_without_upstream(&Puller, &FIXTURE.multi);
 }

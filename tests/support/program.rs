@@ -104,6 +104,11 @@ impl Program {
         Serving { child, addr, admin, log }
     }
 
+    /// Starts a command that can be written to, and killed.
+    pub(crate) fn start_command(&self, name: &str, arguments: &[&str]) -> Child {
+        command(name, &self.config()).args(arguments).stdin(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap()
+    }
+
     /// Runs a command on the store, or on the server that runs on it.
     pub(crate) fn run(&self, name: &str, arguments: &[&str]) -> Output {
         command(name, &self.config()).args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).output().unwrap()

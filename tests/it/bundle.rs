@@ -1,0 +1,230 @@
+//! Bundles between two programs: exported from one store, carried, imported into another, and served there without any upstream.
+
+use std::path::PathBuf;
+use std::process::{Command, Output};
+
+use crate::support::client::{Request, send};
+use crate::support::images::{Image, Index, Manifest, sha256};
+use crate::support::mirror::{blob, manifest};
+use crate::support::program::{Program, Serving};
+use crate::support::registry::Registry;
+use crate::support::until;
+
+const APP: &str = "docker.io/library/app:v1";
+const TOOL: &str = "docker.io/library/tool:v2";
+
+/// What upstream has: an index with a signature, and an image.
+struct World {
+    registry: Registry,
+    index: Index,
+    signature: Image,
+    image: Image,
+}
+
+fn text(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+}
+
+fn succeeds(output: &Output) -> String {
+    assert!(output.status.success(), "{}", text(output));
+    text(output)
+}
+
+fn fails(output: &Output) -> String {
+    assert!(!output.status.success(), "{}", text(output));
+    text(output)
+}
+
+async fn get(serving: &Serving, path: &str, right: &[u8]) {
+    send(serving.addr, &Request::get(path)).await.assert_ok(right);
+}
+
+// === impl World ===
+
+impl World {
+    async fn new() -> Self {
+        let registry = Registry::start().await;
+        let index = Index::new(1, &[2000, 300_000]);
+        let signature = Image::artifact(7, "application/x.signature", &index.manifest);
+        let image = Image::docker(9, &[5_000_000, 40]);
+        registry.put_index("library/app", "v1", &index);
+        registry.put_untagged("library/app", &signature);
+        registry.put_image("library/tool", "v2", &image);
+        Self { registry, index, signature, image }
+    }
+
+    /// Everything, as a list of who has what.
+    fn manifests(&self) -> Vec<(&'static str, &Manifest)> {
+        let app = self.index.images.iter().chain([&self.signature]).map(|image| &image.manifest);
+        let app = app.chain([&self.index.manifest]).map(|manifest| ("library/app", manifest));
+        app.chain([("library/tool", &self.image.manifest)]).collect()
+    }
+
+    /// Pulls everything, and sees that it is right.
+    async fn pull(&self, serving: &Serving) {
+        get(serving, &manifest("library/app", "v1"), &self.index.manifest.bytes).await;
+        get(serving, &manifest("library/tool", "v2"), &self.image.manifest.bytes).await;
+        for (repository, held) in self.manifests() {
+            get(serving, &manifest(repository, &held.digest), &held.bytes).await;
+        }
+        for image in self.index.images.iter().chain([&self.signature]) {
+            self.pull_blobs(serving, "library/app", image).await;
+        }
+        self.pull_blobs(serving, "library/tool", &self.image).await;
+    }
+
+    async fn pull_blobs(&self, serving: &Serving, repository: &str, image: &Image) {
+        for part in image.blobs() {
+            get(serving, &blob(repository, &part.digest), &part.bytes).await;
+        }
+    }
+
+    /// A program that holds everything and doesn't run.
+    async fn filled(&self) -> Program {
+        let program = Program::new(&self.registry, "64MiB");
+        let serving = program.serve().await;
+        self.pull(&serving).await;
+        let records = program.data().join("v1/repositories/docker.io/library");
+        let file = |digest: &str| {
+            let hex = digest.strip_prefix("sha256:").unwrap();
+            program.data().join("v1/blobs/sha256").join(&hex[..2]).join(hex)
+        };
+        let images = self.index.images.iter().chain([&self.signature, &self.image]);
+        let mut files: Vec<PathBuf> = images.flat_map(Image::blobs).map(|part| file(&part.digest)).collect();
+        for (repository, held) in self.manifests() {
+            let name = format!("_manifests/{}.json", held.digest.replace(':', "-"));
+            files.push(records.join(repository.trim_start_matches("library/")).join(name));
+        }
+        files.extend(["app/_tags/v1.json", "tool/_tags/v2.json"].map(|tag| records.join(tag)));
+        until("all is held", || files.iter().all(|file| file.exists())).await;
+        serving.kill();
+        program
+    }
+
+    /// A program that holds nothing and never asks anybody.
+    fn site(&self) -> Program {
+        let program = Program::new(&self.registry, "64MiB");
+        program.rewrite("[server]", "offline = true\n[server]");
+        program
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_carried_over_is_served_without_upstream() {
+    let world = World::new().await;
+    let program = world.filled().await;
+    world.registry.go_down().await;
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let said = succeeds(&program.run("export", &[APP, TOOL, "-o", &path("site.tar")]));
+    assert!(said.contains("linux/amd64 linux/arm64") && said.contains("refers to them"), "{said}");
+    succeeds(&program.run("export", &["tool:v2", "app:v1", "-o", &path("folder/")]));
+    let streamed = program.run("export", &["tool:v2", "app:v1", "-o", "-"]);
+    assert!(
+        streamed.stdout == std::fs::read(path("site.tar")).unwrap(),
+        "{}",
+        String::from_utf8_lossy(&streamed.stderr)
+    );
+    let sums =
+        Command::new("sha256sum").args(["--check", "--strict", "SHA256SUMS"]).current_dir(path("folder")).output();
+    succeeds(&sums.unwrap());
+    // Other tools read it as any archive.
+    let packed = Command::new("tar").args(["-C", &path("folder"), "-czf", &path("packed.tar.gz"), "."]).output();
+    succeeds(&packed.unwrap());
+    let listed = Command::new("tar").args(["-tf", &path("site.tar")]).output().unwrap();
+    assert!(
+        succeeds(&listed).starts_with("oci-layout\nindex.json\nreferrers.json\nSHA256SUMS\nblobs/\nblobs/sha256/\n")
+    );
+
+    for source in ["site.tar", "folder", "packed.tar.gz"] {
+        let site = world.site();
+        let said = succeeds(&site.run("import", &[&path(source)]));
+        assert!(said.contains(APP) && said.contains(TOOL), "{said}");
+        let serving = site.serve().await;
+        world.pull(&serving).await;
+        let referrers = format!("/v2/library/app/referrers/{}?ns=docker.io", world.index.manifest.digest);
+        let referrers = send(serving.addr, &Request::get(referrers)).await.json();
+        assert_eq!(referrers["manifests"][0]["digest"], world.signature.manifest.digest.as_str());
+        assert_eq!(referrers["manifests"][0]["artifactType"], "application/x.signature");
+        let refused = fails(&site.run("import", &[&path("site.tar")]));
+        assert!(refused.contains("a server runs on this store; stop it"), "{refused}");
+        assert!(fails(&site.run("export", &[APP, "-o", &path("x.tar")])).contains("stop it"));
+        serving.kill();
+        let pin = source.split('.').next().unwrap();
+        assert!(succeeds(&site.run("pin", &[])).contains(&format!("{pin}  {APP} {TOOL}")));
+        assert!(succeeds(&site.run("verify", &[])).contains("0 are wrong"));
+        succeeds(&site.run("export", &["--pin", pin, "-o", &path("again.tar")]));
+        assert_eq!(std::fs::read(path("again.tar")).unwrap(), std::fs::read(path("site.tar")).unwrap());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_import_that_is_killed_is_run_again() {
+    let world = World::new().await;
+    let program = world.filled().await;
+    let folder = tempfile::tempdir().unwrap();
+    let bundle = folder.path().join("site.tar");
+    succeeds(&program.run("export", &[APP, TOOL, "-o", &bundle.display().to_string()]));
+    let bytes = std::fs::read(&bundle).unwrap();
+    let site = world.site();
+    for part in [2000, bytes.len() / 3, bytes.len() * 2 / 3, bytes.len() - 600] {
+        let mut importing = site.start_command("import", &["-", "--pin", "site"]);
+        let mut input = importing.stdin.take().unwrap();
+        std::io::Write::write_all(&mut input, &bytes[..part]).unwrap();
+        importing.kill().unwrap();
+        importing.wait().unwrap();
+        assert!(!succeeds(&site.run("images", &[])).contains("docker.io"));
+        assert!(succeeds(&site.run("verify", &[])).contains("0 are wrong"));
+    }
+    succeeds(&site.run("import", &[&bundle.display().to_string()]));
+    let serving = site.serve().await;
+    world.pull(&serving).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_export_that_is_killed_leaves_what_was_there_under_that_name() {
+    let world = World::new().await;
+    let program = world.filled().await;
+    let folder = tempfile::tempdir().unwrap();
+    let bundle = folder.path().join("site.tar");
+    std::fs::write(&bundle, "what was there").unwrap();
+    let mut exporting = program.start_command("export", &[APP, TOOL, "-o", &bundle.display().to_string()]);
+    let partial = || std::fs::read_dir(folder.path()).unwrap().count() > 1;
+    until("it is written, or ends", || partial() || exporting.try_wait().unwrap().is_some()).await;
+    exporting.kill().unwrap();
+    exporting.wait().unwrap();
+    let bytes = std::fs::read(&bundle).unwrap();
+    if bytes != b"what was there" {
+        // It was faster: then it's whole.
+        succeeds(&world.site().run("import", &[&bundle.display().to_string()]));
+    }
+    let missing = fails(&program.run("export", &["nobody:1", "-o", &bundle.display().to_string()]));
+    assert!(missing.contains("docker.io/library/nobody:1 is not held"), "{missing}");
+    assert_eq!(std::fs::read(&bundle).unwrap(), bytes);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bundle_that_is_wrong_changes_nothing() {
+    let world = World::new().await;
+    let program = world.filled().await;
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    succeeds(&program.run("export", &[TOOL, "-o", &path("tool/")]));
+    let layer = &world.image.layers[0];
+    assert_eq!(sha256(&layer.bytes), layer.digest);
+    let file = folder.path().join("tool/blobs").join(layer.digest.replace(':', "/"));
+    let mut wrong = layer.bytes.to_vec();
+    wrong[4_000_000] ^= 1;
+    std::fs::write(&file, &wrong).unwrap();
+    let site = world.site();
+    let said = fails(&site.run("import", &[&path("tool")]));
+    assert!(said.contains("damaged") && said.contains(&layer.digest), "{said}");
+    std::fs::remove_file(&file).unwrap();
+    let said = fails(&site.run("import", &[&path("tool")]));
+    assert!(said.contains("not complete") && said.contains(&layer.digest), "{said}");
+    let said = fails(&site.run("import", &[&path("absent.tar")]));
+    assert!(said.contains("absent.tar"), "{said}");
+    assert!(!succeeds(&site.run("images", &[])).contains("docker.io"));
+    assert!(succeeds(&site.run("verify", &[])).starts_with("0 blobs are right"));
+    assert_eq!(succeeds(&site.run("pin", &[])), "");
+}

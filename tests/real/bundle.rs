@@ -1,0 +1,197 @@
+//! Bundles and other tools: what `cachalot export` writes is taken by them, and what they write is taken by `cachalot import`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::containerd::Containerd;
+use crate::fixture::FIXTURE;
+use crate::http;
+use crate::image::{By, Image, sha256_of_file, text};
+use crate::mirror::Mirror;
+use crate::podman::Podman;
+use crate::process::run;
+use crate::skopeo::{self, skopeo};
+use crate::upstream::Upstream;
+
+/// A stopped mirror that holds all images of the suite, the artifact that refers to one of them included.
+fn filled() -> Mirror {
+    let upstream = Upstream::start(&FIXTURE.storage);
+    let mut mirror = Mirror::start(&upstream);
+    let get = |target: &str| {
+        let answer = http::request("GET", mirror.port, target, "", b"").expect("the mirror answers");
+        assert_eq!(answer.status, 200, "{target}");
+    };
+    for image in [&FIXTURE.busybox, &FIXTURE.multi] {
+        let target = |kind: &str, reference: &str| format!("/v2/docker.io/{}/{kind}/{reference}", image.repository);
+        get(&target("manifests", image.tag));
+        for platform in &image.platforms {
+            get(&target("manifests", &platform.digest));
+            platform.blobs.iter().for_each(|(digest, _)| get(&target("blobs", digest)));
+        }
+    }
+    get(&format!("/v2/docker.io/{}/manifests/{}", FIXTURE.busybox.repository, FIXTURE.artifact));
+    let empty = crate::image::sha256(b"{}");
+    get(&format!("/v2/docker.io/{}/blobs/{empty}", FIXTURE.busybox.repository));
+    mirror.settle();
+    mirror.kill();
+    mirror
+}
+
+fn full_name(image: &Image) -> String {
+    format!("docker.io/{}", image.name(By::Tag))
+}
+
+fn export(mirror: &Mirror, images: &[&Image], output: &Path) {
+    let names: Vec<_> = images.iter().map(|image| full_name(image)).collect();
+    run(mirror.command("export").args(names).arg("--output").arg(output));
+}
+
+/// A mirror without upstream that took this in.
+fn imported(bundle: &Path, arguments: &[&str]) -> Mirror {
+    let mut mirror = Mirror::start_where("offline = true\n", &[]);
+    mirror.kill();
+    run(mirror.command("import").arg(bundle).args(arguments));
+    mirror.restart();
+    mirror
+}
+
+/// Copies an image out of a mirror into a folder, and returns what is in there.
+fn pulled(mirror: &Mirror, name: &str) -> (TempDir, Value) {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let source = format!("docker://127.0.0.1:{}/{name}", mirror.port);
+    run(&mut skopeo::copy(&source, "dir", folder.path()));
+    let manifest = fs::read(folder.path().join("manifest.json")).expect("skopeo keeps the manifest");
+    (folder, serde_json::from_slice(&manifest).expect("a manifest is JSON"))
+}
+
+fn scratch(name: &str) -> (TempDir, PathBuf) {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join(name);
+    (folder, path)
+}
+
+fn bundle_of(images: &[&Image]) -> (TempDir, PathBuf) {
+    let (folder, bundle) = scratch("bundle.tar");
+    export(&filled(), images, &bundle);
+    (folder, bundle)
+}
+
+fn convert(source: &str, destination: &str) -> Command {
+    let mut command = skopeo();
+    command.args(["copy", "--quiet", "--all", "--preserve-digests", source, destination]);
+    command
+}
+
+#[test]
+fn skopeo_takes_each_image_of_a_bundle() {
+    let (_folder, bundle) = bundle_of(&[&FIXTURE.busybox, &FIXTURE.multi]);
+    // Both have the tag 1, so both are called by their full names.
+    for image in [&FIXTURE.busybox, &FIXTURE.multi] {
+        let (_folder, copy) = scratch("copy");
+        let source = format!("oci-archive:{}:{}", bundle.display(), full_name(image));
+        run(&mut convert(&source, &format!("dir:{}", copy.display())));
+        assert_eq!(sha256_of_file(&copy.join("manifest.json")), image.digest);
+    }
+    let (_folder, bundle) = bundle_of(&[&FIXTURE.multi]);
+    for name in ["", ":1"] {
+        let (_folder, copy) = scratch("copy");
+        let source = format!("oci-archive:{}{name}", bundle.display());
+        run(&mut convert(&source, &format!("dir:{}", copy.display())));
+        assert_eq!(sha256_of_file(&copy.join("manifest.json")), FIXTURE.multi.digest);
+    }
+}
+
+#[test]
+fn skopeo_takes_a_bundle_in_a_folder() {
+    let (_folder, bundle) = scratch("bundle/");
+    export(&filled(), &[&FIXTURE.busybox], &bundle);
+    let (_other, copy) = scratch("copy");
+    run(&mut convert(&format!("oci:{}:1", bundle.display()), &format!("dir:{}", copy.display())));
+    assert_eq!(sha256_of_file(&copy.join("manifest.json")), FIXTURE.busybox.digest);
+}
+
+#[test]
+fn podman_loads_a_bundle_under_its_full_name() {
+    // One image by its layout, several by Docker's list.
+    for images in [&[&FIXTURE.busybox][..], &[&FIXTURE.multi]] {
+        let (_folder, bundle) = bundle_of(images);
+        let podman = Podman::new("127.0.0.1:1");
+        run(podman
+            .command(&["load", "--quiet", "--signature-policy"])
+            .arg(&FIXTURE.policy)
+            .arg("--input")
+            .arg(&bundle));
+        for image in images {
+            run(&mut podman.command(&["image", "exists", &full_name(image)]));
+        }
+    }
+}
+
+#[test]
+fn containerd_imports_a_bundle_under_full_names() {
+    let (_folder, bundle) = bundle_of(&[&FIXTURE.busybox, &FIXTURE.multi]);
+    let containerd = Containerd::start(&imported(&bundle, &[]));
+    run(containerd.ctr(&["images", "import", "--snapshotter", "native"]).arg(&bundle));
+    for image in [&FIXTURE.busybox, &FIXTURE.multi] {
+        let name = full_name(image);
+        let listed = run(containerd.ctr(&["images", "ls"]).arg(format!("name=={name}")));
+        assert!(String::from_utf8_lossy(&listed).contains(&image.digest), "{}", String::from_utf8_lossy(&listed));
+    }
+}
+
+#[test]
+fn a_bundle_is_served_by_another_mirror_without_upstream() {
+    let (_folder, bundle) = bundle_of(&[&FIXTURE.busybox, &FIXTURE.multi]);
+    let mirror = imported(&bundle, &[]);
+    for image in [&FIXTURE.busybox, &FIXTURE.multi] {
+        for by in [By::Tag, By::Digest] {
+            let source = skopeo::source(&mirror, image, by);
+            assert_eq!(run(skopeo().args(["inspect", "--raw", "--tls-verify=false", &source])), image.raw);
+        }
+    }
+    let target = format!("/v2/docker.io/{}/referrers/{}", FIXTURE.busybox.repository, FIXTURE.busybox.digest);
+    let referrers = http::request("GET", mirror.port, &target, "", b"").expect("the mirror answers");
+    assert!(String::from_utf8_lossy(&referrers.body).contains(&FIXTURE.artifact));
+}
+
+#[test]
+fn archives_of_skopeo_are_imported() {
+    let upstream = Upstream::start(&FIXTURE.storage);
+    let image = &FIXTURE.multi;
+    let (_folder, archive) = scratch("multi.tar");
+    let source = format!("docker://127.0.0.1:{}/{}", upstream.port, image.name(By::Tag));
+    let full = full_name(image);
+    for (name, arguments) in [(full.as_str(), &[][..]), ("1", &["--as", "docker.io/library/multi"])] {
+        fs::remove_file(&archive).ok();
+        let destination = format!("oci-archive:{}:{name}", archive.display());
+        run(convert(&source, &destination).arg("--src-tls-verify=false"));
+        let mirror = imported(&archive, arguments);
+        let source = skopeo::source(&mirror, image, By::Tag);
+        assert_eq!(run(skopeo().args(["inspect", "--raw", "--tls-verify=false", &source])), image.raw);
+        pulled(&mirror, &full);
+    }
+}
+
+#[test]
+fn archives_of_podman_are_imported() {
+    let upstream = Upstream::start(&FIXTURE.storage);
+    let podman = Podman::new(&format!("127.0.0.1:{}", upstream.port));
+    let image = &FIXTURE.busybox;
+    let name = full_name(image);
+    podman.pull(&name);
+    for format in ["oci-archive", "docker-archive"] {
+        let (_folder, archive) = scratch("podman.tar");
+        run(podman.command(&["save", "--quiet", "--format", format, "--output"]).arg(&archive).arg(&name));
+        let mirror = imported(&archive, &[]);
+        let (folder, manifest) = pulled(&mirror, &name);
+        let layer = text(&manifest["layers"][0]["digest"]);
+        let file = folder.path().join(layer.strip_prefix("sha256:").expect("a digest"));
+        assert_eq!(sha256_of_file(&file), layer, "{format}");
+        // And it can be carried on from there.
+        drop(folder);
+    }
+}
