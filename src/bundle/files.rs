@@ -111,9 +111,10 @@ impl Incoming {
         let file = File::open(path).map_err(at(path))?;
         let facts = file.metadata().map_err(at(path))?;
         let (file, pool) = (Arc::new(file), pool.clone());
-        Ok(Self(match facts.is_file() {
-            true => From::File { file, pool, offset: 0, size_bytes: facts.len() },
-            false => From::Pipe { file, pool },
+        Ok(Self(if facts.is_file() {
+            From::File { file, pool, offset: 0, size_bytes: facts.len() }
+        } else {
+            From::Pipe { file, pool }
         }))
     }
 

@@ -164,13 +164,14 @@ pub fn pin_name(path: &Path) -> Result<PinName, BundleError> {
     const ENDS: [&str; 6] = [".gz", ".tgz", ".zst", ".zstd", ".tar", ".oci"];
     let file_name = path.canonicalize().ok();
     let file_name = file_name.as_deref().unwrap_or(path).file_name().unwrap_or_default();
-    let mut name = file_name.to_string_lossy().into_owned();
+    let file_name = file_name.to_string_lossy();
+    let mut name = &*file_name;
     while let Some(rest) = ENDS.iter().find_map(|end| name.strip_suffix(end)) {
-        name = rest.to_owned();
+        name = rest;
     }
     let legal = |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '-' };
     let legal: String = name.chars().map(legal).take(128).collect();
-    legal.trim_start_matches(['.', '-']).parse().map_err(|_| BundleError::NoPinName(name))
+    legal.trim_start_matches(['.', '-']).parse().map_err(|_| BundleError::NoPinName(name.to_owned()))
 }
 
 // === impl Imported ===

@@ -199,7 +199,7 @@ pub(super) fn read_docker_index(bytes: &[u8]) -> Result<Vec<DockerImage>, Bundle
 
 /// The content of `SHA256SUMS`.
 pub(super) fn sums<'a>(files: impl Iterator<Item = (&'a str, String)>) -> Vec<u8> {
-    files.map(|(path, hex)| format!("{hex}  {path}\n")).collect::<String>().into_bytes()
+    files.flat_map(|(path, hex)| format!("{hex}  {path}\n").into_bytes()).collect()
 }
 
 /// Compares the documents with their checksums.

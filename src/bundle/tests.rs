@@ -257,19 +257,13 @@ async fn every_flipped_byte_is_found_or_harmless_and_nothing_half_stays() {
     for at in 0..bundle.len() {
         let mut wrong = bundle.clone();
         wrong[at] ^= 0x21;
-        match to.import_plainly(&wrong).await {
-            Err(error) => {
-                assert!(!error.to_string().is_empty());
-                refused += 1;
-            }
-            Ok(_) => {
-                harmless += 1;
-                assert_eq!(to.holds().await, right, "{at}");
-                for image in to.store.images().await.unwrap() {
-                    to.store.remove_image(&image.image).await.unwrap();
-                }
-                // What only an untagged referrer used goes with it.
-                to.store.remove_unlisted(to.store.held().iter().map(|(digest, _)| *digest).collect()).await;
+        if to.import_plainly(&wrong).await.is_err() {
+            refused += 1;
+        } else {
+            harmless += 1;
+            assert_eq!(to.holds().await, right, "{at}");
+            for image in to.store.images().await.unwrap() {
+                to.store.remove_image(&image.image).await.unwrap();
             }
         }
         if at % 64 == 0 {
@@ -450,8 +444,10 @@ async fn archives_of_docker_without_a_layout_get_a_manifest() {
     assert_eq!(to.holds().await, first);
 }
 
+type Files = Vec<(String, Vec<u8>)>;
+
 /// The files of a layout with one image that is called like this.
-fn layout_with(annotations: &Value) -> Vec<(String, Vec<u8>)> {
+fn layout_with(annotations: &Value) -> Files {
     let (config, layer) = (b"{}".to_vec(), b"layer".to_vec());
     let listed = |bytes: &[u8]| json!({ "digest": Digest::sha256(bytes), "size": bytes.len() });
     let manifest = json!({ "schemaVersion": 2, "mediaType": media::OCI_MANIFEST, "config": listed(&config), "layers": [listed(&layer)] });
@@ -496,7 +492,7 @@ async fn images_without_a_name_need_one() {
 async fn hostile_archives_are_refused_and_leave_nothing() {
     let to = Rig::new(64 * MIB).await;
     let right = layout_with(&json!({ "io.containerd.image.name": "quay.io/a:1" }));
-    let with = |change: &dyn Fn(&mut Vec<(String, Vec<u8>)>)| {
+    let with = |change: &dyn Fn(&mut Files)| {
         let mut files = right.clone();
         change(&mut files);
         packed(&files)

@@ -287,7 +287,7 @@ mod tests {
             descriptor
         }
 
-        fn put_manifest(&mut self, content: Value) -> Value {
+        fn put_manifest(&mut self, content: &Value) -> Value {
             let mut descriptor = self.put(content.to_string());
             descriptor["mediaType"] = content["mediaType"].clone();
             descriptor
@@ -295,7 +295,7 @@ mod tests {
 
         fn image(&mut self, name: &str) -> Value {
             let (config, layer) = (self.put(format!("config of {name}")), self.put(format!("layer of {name}")));
-            self.put_manifest(json!({ "mediaType": media::OCI_MANIFEST, "config": config, "layers": [layer] }))
+            self.put_manifest(&json!({ "mediaType": media::OCI_MANIFEST, "config": config, "layers": [layer] }))
         }
 
         /// An index over two platforms and an attestation of the first.
@@ -309,7 +309,7 @@ mod tests {
             attestation["platform"] = json!({ "os": "unknown", "architecture": "unknown" });
             attestation["annotations"] = json!({ ATTESTED: children[0]["digest"] });
             let index =
-                self.put_manifest(json!({ "mediaType": media::OCI_INDEX, "manifests": [children[0].take(), children[1].take(), attestation] }));
+                self.put_manifest(&json!({ "mediaType": media::OCI_INDEX, "manifests": [children[0].take(), children[1].take(), attestation] }));
             digest(&index)
         }
 
@@ -388,7 +388,7 @@ mod tests {
         layer["size"] = 6.into();
         let config = world.put("config");
         let image =
-            world.put_manifest(json!({ "mediaType": media::OCI_MANIFEST, "config": config, "layers": [layer] }));
+            world.put_manifest(&json!({ "mediaType": media::OCI_MANIFEST, "config": config, "layers": [layer] }));
         let missing = world.grow(digest(&image), &[]).await.missing;
         assert!(missing[0].ends_with("is listed with 6 bytes and has 5"), "{missing:?}");
     }

@@ -91,14 +91,10 @@ fn platform(text: &str) -> Result<String, String> {
 #[expect(clippy::print_stderr, reason = "the standard output may be the bundle")]
 fn print(exported: &Exported, args: &Export) {
     for image in &exported.images {
-        let mut notes = String::new();
-        if !image.platforms.is_empty() {
-            notes = format!("  {}", image.platforms.join(" "));
-        }
-        if !image.left_out.is_empty() {
-            notes.push_str(&format!("  (not held: {})", image.left_out.join(" ")));
-        }
-        eprintln!("{}  {}{notes}", image.image, image.digest);
+        let mut notes = vec![image.digest.to_string()];
+        notes.extend((!image.platforms.is_empty()).then(|| image.platforms.join(" ")));
+        notes.extend((!image.left_out.is_empty()).then(|| format!("(not held: {})", image.left_out.join(" "))));
+        eprintln!("{}  {}", image.image, notes.join("  "));
     }
     for name in &exported.referrers {
         eprintln!("{name}  refers to them");
