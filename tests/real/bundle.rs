@@ -144,6 +144,40 @@ fn containerd_imports_a_bundle_under_full_names() {
 }
 
 #[test]
+fn a_bundle_of_one_platform_of_an_index_is_taken_by_all() {
+    let (_folder, bundle) = scratch("amd64.tar");
+    let (mirror, image) = (filled(), &FIXTURE.multi);
+    let name = full_name(image);
+    run(mirror.command("export").args([&name, "--platform", "linux/amd64", "--output"]).arg(&bundle));
+
+    let containerd = Containerd::start(&imported(&bundle, &[]));
+    run(containerd.ctr(&["images", "import", "--snapshotter", "native"]).arg(&bundle));
+    let listed = run(containerd.ctr(&["images", "ls"]).arg(format!("name=={name}")));
+    assert!(String::from_utf8_lossy(&listed).contains(&image.digest), "{}", String::from_utf8_lossy(&listed));
+    let said = run(&mut containerd.ctr(&[
+        "run",
+        "--rm",
+        "--snapshotter",
+        "native",
+        &name,
+        "one",
+        "/bin/busybox",
+        "echo",
+        "hello",
+    ]));
+    assert_eq!(said, b"hello\n");
+
+    let podman = Podman::new("127.0.0.1:1");
+    run(podman.command(&["load", "--quiet", "--signature-policy"]).arg(&FIXTURE.policy).arg("--input").arg(&bundle));
+    run(&mut podman.command(&["image", "exists", &name]));
+
+    let (_folder, copy) = scratch("copy");
+    let source = format!("oci-archive:{}:1", bundle.display());
+    run(skopeo().args(["copy", "--quiet", &source, &format!("dir:{}", copy.display())]));
+    assert_eq!(sha256_of_file(&copy.join("manifest.json")), image.platforms[0].digest);
+}
+
+#[test]
 fn a_bundle_is_served_by_another_mirror_without_upstream() {
     let (_folder, bundle) = bundle_of(&[&FIXTURE.busybox, &FIXTURE.multi]);
     let mirror = imported(&bundle, &[]);
