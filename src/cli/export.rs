@@ -5,12 +5,12 @@ use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
 
-use crate::bundle::{Destination, Exported, Wanted, export};
+use crate::bundle::{Destination, Exported, Progress, Wanted, export};
 use crate::oci::ImageName;
 use crate::store::PinName;
 
 use super::fail;
-use super::store::{Place, StoreArgs, bar, show_bundle, size, with_store};
+use super::store::{Place, StoreArgs, bar, show_bundle, size, unless_interrupted, with_store};
 
 /// The arguments of `export`.
 #[derive(Debug, Args)]
@@ -68,14 +68,16 @@ pub(super) fn run(args: &Export) -> ExitCode {
             Err(message) => return fail(&message),
         };
         let bar = bar();
-        let exported = export(store, &wanted, destination, &|progress| show_bundle(&bar, progress)).await;
+        let show = |progress: &Progress| show_bundle(&bar, progress);
+        let exported = unless_interrupted(export(store, &wanted, destination, &show)).await;
         bar.finish_and_clear();
         match exported {
-            Ok(exported) => {
+            Some(Ok(exported)) => {
                 print(&exported, args);
                 ExitCode::SUCCESS
             }
-            Err(error) => fail(&error.to_string()),
+            Some(Err(error)) => fail(&error.to_string()),
+            None => fail("interrupted; nothing was exported"),
         }
     })
 }

@@ -5,12 +5,12 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use crate::bundle::{BundleError, Imported, Options, Source, import, pin_name};
+use crate::bundle::{BundleError, Imported, Options, Progress, Source, import, pin_name};
 use crate::oci::{ImageName, Repository};
 use crate::store::PinName;
 
 use super::fail;
-use super::store::{Place, StoreArgs, bar, show_bundle, size, with_store};
+use super::store::{Place, StoreArgs, bar, show_bundle, size, unless_interrupted, with_store};
 
 /// The arguments of `import`.
 #[derive(Debug, Args)]
@@ -61,14 +61,16 @@ pub(super) fn run(args: &Import) -> ExitCode {
         };
         let source = if args.is_stdin() { Source::Stdin } else { Source::Path(args.source.clone()) };
         let bar = bar();
-        let imported = import(store, source, &options, &|progress| show_bundle(&bar, progress)).await;
+        let show = |progress: &Progress| show_bundle(&bar, progress);
+        let imported = unless_interrupted(import(store, source, &options, &show)).await;
         bar.finish_and_clear();
         match imported {
-            Ok(imported) => {
+            Some(Ok(imported)) => {
                 print(&imported, options.pin.as_ref());
                 ExitCode::SUCCESS
             }
-            Err(error) => fail(&error.to_string()),
+            Some(Err(error)) => fail(&error.to_string()),
+            None => fail("interrupted; run it again, and it goes on with the blobs that came in"),
         }
     })
 }

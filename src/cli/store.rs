@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::api_client::{ApiClient, ApiClientError};
 use crate::app;
@@ -99,6 +100,22 @@ pub(super) fn show_bundle(bar: &ProgressBar, progress: &Progress) {
     // A stream's length is not known before its end.
     bar.set_length(progress.total_bytes.unwrap_or(progress.done_bytes));
     bar.set_position(progress.done_bytes);
+}
+
+/// Waits for work that can be interrupted by Ctrl-C or SIGTERM: then it is dropped, with what it had not finished. `None` if it was.
+pub(super) async fn unless_interrupted<T>(work: impl Future<Output = T>) -> Option<T> {
+    let terminated = async {
+        match signal(SignalKind::terminate()) {
+            Ok(mut signals) => signals.recv().await,
+            // Then the system ends the program, as it would have.
+            Err(_) => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        done = work => Some(done),
+        _ = tokio::signal::ctrl_c() => None,
+        _ = terminated => None,
+    }
 }
 
 /// What a server says that did not do what it was asked for.
