@@ -41,7 +41,7 @@ pub struct Exported {
     pub blobs: usize,
     /// How long they are together.
     pub bytes: u64,
-    /// Whether tools that know no layouts (older `docker load`) can load it too.
+    /// Whether tools that know no layouts (`docker load` without the containerd image store) can load it too.
     pub for_old_docker: bool,
 }
 

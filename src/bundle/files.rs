@@ -104,6 +104,54 @@ pub(super) fn list(folder: &Path, depth: usize, limit: usize) -> Result<Vec<(Str
     Ok(found)
 }
 
+/// Something in a folder.
+#[derive(Debug)]
+pub(super) struct Found {
+    pub(super) name: String,
+    pub(super) path: PathBuf,
+    pub(super) is_folder: bool,
+}
+
+/// What is in a folder, by name; nothing if there is no such folder.
+pub(super) fn entries(folder: &Path) -> Result<Vec<Found>, BundleError> {
+    let listed = match fs::read_dir(folder) {
+        Err(error) if is_absent(&error) => return Ok(vec![]),
+        listed => listed.map_err(at(folder))?,
+    };
+    let mut found = Vec::new();
+    for entry in listed {
+        let entry = entry.map_err(at(folder))?;
+        let is_folder = entry.file_type().map_err(at(folder))?.is_dir();
+        let Ok(name) = entry.file_name().into_string() else { continue };
+        found.push(Found { name, path: entry.path(), is_folder });
+    }
+    found.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+    Ok(found)
+}
+
+/// How long a regular file is; `None` if none is there.
+pub(super) fn size_of(path: &Path) -> Result<Option<u64>, BundleError> {
+    match fs::symlink_metadata(path) {
+        Err(error) if is_absent(&error) => Ok(None),
+        facts => Ok(facts.map(|facts| facts.is_file().then_some(facts.len())).map_err(at(path))?),
+    }
+}
+
+/// The whole of a file that is not longer than that.
+pub(super) fn read(path: &Path, bytes_max: u64) -> Result<Vec<u8>, BundleError> {
+    let file = File::open(path).map_err(at(path))?;
+    let mut bytes = Vec::new();
+    file.take(bytes_max.saturating_add(1)).read_to_end(&mut bytes).map_err(at(path))?;
+    if bytes.len() as u64 > bytes_max {
+        return Err(at(path)(io::Error::other(format!("it is longer than the {bytes_max} bytes that are read"))));
+    }
+    Ok(bytes)
+}
+
+fn is_absent(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+}
+
 // === impl Incoming ===
 
 impl Incoming {

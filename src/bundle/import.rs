@@ -7,6 +7,7 @@ use super::Seen;
 use super::error::BundleError;
 use super::files::{self, Incoming, Stream};
 use super::intake::{Found, Intake};
+use super::migration;
 use super::reading::Reader;
 use super::recording::{Judged, Lists, judge, record};
 use crate::clock::Timestamp;
@@ -21,6 +22,11 @@ pub enum Source {
     Stdin,
     /// An archive from whatever gives it.
     Stream(Stream),
+    /// The storage folder of a docker-registry, whose images are those of a registry of this name. What is not complete there
+    /// is left out.
+    Registry(PathBuf, RegistryName),
+    /// The root folder of a containerd. What is not complete there is left out.
+    Containerd(PathBuf),
 }
 
 /// How a bundle is imported.
@@ -49,6 +55,8 @@ pub struct Imported {
     pub held_blobs: usize,
     /// How many blobs of the bundle no image of it needs; they were not kept.
     pub unused_blobs: usize,
+    /// What was left out, and why, in sentences.
+    pub left_out: Vec<String>,
 }
 
 /// An image that was imported.
@@ -83,10 +91,20 @@ pub async fn import(
     seen: &Seen<'_>,
 ) -> Result<Imported, BundleError> {
     let pool = files::pool()?;
+    let is_storage = matches!(source, Source::Registry(..) | Source::Containerd(_));
     let (mut reader, survey) = match source {
+        Source::Path(path) if files::is_special(&path) => (Reader::open(&path, &pool).await?, None),
         Source::Path(path) => {
-            let survey = if files::is_special(&path) { None } else { Some(look(store, &path, &pool, options).await?) };
-            (Reader::open(&path, &pool).await?, survey)
+            let survey = look(store, &mut Reader::open(&path, &pool).await?, options).await?;
+            (Reader::open(&path, &pool).await?, Some(survey))
+        }
+        Source::Registry(path, name) => {
+            let survey = look(store, &mut Reader::files(migration::registry(&path, &name)?, &pool), options).await?;
+            (Reader::files(migration::registry(&path, &name)?, &pool), Some(survey))
+        }
+        Source::Containerd(path) => {
+            let survey = look(store, &mut Reader::files(migration::containerd(&path)?, &pool), options).await?;
+            (Reader::files(migration::containerd(&path)?, &pool), Some(survey))
         }
         Source::Stdin => {
             let stdin = Incoming::stdin(&pool)?;
@@ -98,6 +116,7 @@ pub async fn import(
         }
     };
     let mut intake = Intake::new(store, registry());
+    intake.left_out = is_storage.then(Vec::new);
     let taken = take(store, &mut intake, &mut reader, survey.as_ref(), options, seen).await;
     let judged = match taken {
         Ok(judged) => judged,
@@ -119,8 +138,8 @@ pub async fn import(
 }
 
 /// Looks at a bundle before anything is written: has it names, and is there room for it?
-async fn look(store: &Store, path: &Path, pool: &crate::tasks::Pool, options: &Options) -> Result<Found, BundleError> {
-    let survey = Found::survey(&mut Reader::open(path, pool).await?).await?;
+async fn look(store: &Store, reader: &mut Reader, options: &Options) -> Result<Found, BundleError> {
+    let survey = Found::survey(reader).await?;
     Lists::read(&survey.documents)?.check_names(options.under.as_ref())?;
     let missing = survey.blobs.iter().filter(|(digest, _)| store.size_of(digest).is_none());
     let sizes: Vec<u64> = missing.map(|(_, size_bytes)| *size_bytes).collect();
@@ -195,6 +214,7 @@ impl Imported {
             brought_bytes: intake.brought_bytes,
             held_blobs: intake.found.blobs.keys().filter(|digest| !brought.contains(digest)).count(),
             unused_blobs,
+            left_out: intake.left_out.clone().unwrap_or_default(),
         }
     }
 }
@@ -205,6 +225,8 @@ impl std::fmt::Debug for Source {
             Self::Path(path) => f.debug_tuple("Path").field(path).finish(),
             Self::Stdin => f.write_str("Stdin"),
             Self::Stream(_) => f.write_str("Stream"),
+            Self::Registry(path, name) => f.debug_tuple("Registry").field(path).field(name).finish(),
+            Self::Containerd(path) => f.debug_tuple("Containerd").field(path).finish(),
         }
     }
 }

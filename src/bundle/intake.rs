@@ -43,6 +43,8 @@ pub(super) struct Intake<'a> {
     /// Blobs that were not held before.
     pub(super) brought: Vec<Digest>,
     pub(super) brought_bytes: u64,
+    /// What is damaged is left out instead of ending it all; these are in sentences.
+    pub(super) left_out: Option<Vec<String>>,
 }
 
 /// What is no larger is held in memory while it is hashed.
@@ -139,7 +141,7 @@ impl Found {
 
 impl<'a> Intake<'a> {
     pub(super) fn new(store: &'a Store, registry: RegistryName) -> Self {
-        Self { store, registry, found: Found::default(), brought: Vec::new(), brought_bytes: 0 }
+        Self { store, registry, found: Found::default(), brought: Vec::new(), brought_bytes: 0, left_out: None }
     }
 
     /// Takes in a whole bundle. `survey` is what an earlier look at it found, if there was one.
@@ -155,7 +157,15 @@ impl<'a> Intake<'a> {
         while let Some(entry) = reader.next().await? {
             match self.found.note(&entry)? {
                 File::Document => self.found.take_document(&entry, reader).await?,
-                File::Blob(digest) => self.take_blob(&entry, digest, reader, &mut progress, seen).await?,
+                File::Blob(digest) => {
+                    let taken = self.take_blob(&entry, digest, reader, &mut progress, seen).await;
+                    match (taken, &mut self.left_out) {
+                        (Err(error @ (BundleError::Wrong { .. } | BundleError::Cut(_))), Some(left_out)) => {
+                            left_out.push(error.to_string());
+                        }
+                        (taken, _) => taken?,
+                    }
+                }
                 File::Layer => {
                     let known = survey.and_then(|survey| survey.paths.get(&entry.path));
                     match known {

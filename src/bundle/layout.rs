@@ -32,10 +32,10 @@ pub(super) const SUMS: &str = "SHA256SUMS";
 pub(super) const DOCUMENTS: [&str; 5] = [LAYOUT, INDEX, REFERRERS, DOCKER, SUMS];
 
 /// No document is larger.
-pub(super) const DOCUMENT_BYTES_MAX: u64 = 16 << 20;
+pub(super) const DOCUMENT_BYTES_MAX: u64 = 32 << 20;
 
 /// So many images are in a bundle at most.
-pub(super) const IMAGES_MAX: usize = 10_000;
+pub(super) const IMAGES_MAX: usize = 50_000;
 
 /// The full name of an image, as containerd, docker and podman read it.
 const NAME: &str = "io.containerd.image.name";

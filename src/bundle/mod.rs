@@ -5,6 +5,7 @@
 //!
 //! [`Store`]: crate::store::Store
 
+mod bolt;
 mod docker;
 mod error;
 mod export;
@@ -12,6 +13,7 @@ mod files;
 mod import;
 mod intake;
 mod layout;
+mod migration;
 mod reading;
 mod recording;
 mod selection;

@@ -34,16 +34,31 @@ enum From {
     Plain(Incoming),
     /// An archive that is unpacked on its way.
     Packed(Stream),
-    Folder {
-        root: PathBuf,
+    Files {
         pool: Pool,
-        files: VecDeque<(String, u64)>,
+        files: VecDeque<File>,
         open: Option<Incoming>,
     },
 }
 
+/// A file that stands for one of a bundle.
+#[derive(Debug)]
+pub(super) struct File {
+    /// What it is called there.
+    pub(super) path: String,
+    pub(super) content: Lies,
+}
+
+/// Where a file's content is.
+#[derive(Debug)]
+pub(super) enum Lies {
+    /// There, and so long.
+    At(PathBuf, u64),
+    Here(Bytes),
+}
+
 /// So many entries are in a bundle at most.
-const ENTRIES_MAX: usize = 100_000;
+const ENTRIES_MAX: usize = 300_000;
 
 /// Behind the end of an archive lies at most so much: tar fills up to its own unit.
 const TAIL_BYTES_MAX: usize = 1 << 20;
@@ -62,10 +77,19 @@ impl Reader {
     /// A bundle in a file, a folder, or whatever the path leads to.
     pub(super) async fn open(path: &Path, pool: &Pool) -> Result<Self, BundleError> {
         if files::is_folder(path)? {
-            let files = files::list(path, FOLDER_DEPTH, ENTRIES_MAX)?.into();
-            return Ok(Self::new(From::Folder { root: path.to_owned(), pool: pool.clone(), files, open: None }));
+            let found = files::list(path, FOLDER_DEPTH, ENTRIES_MAX)?;
+            let file = |(name, size_bytes): (String, u64)| {
+                let content = Lies::At(path.join(&name), size_bytes);
+                File { path: name, content }
+            };
+            return Ok(Self::files(found.into_iter().map(file).collect(), pool));
         }
         Self::archive(Incoming::open(path, pool)?).await.map_err(at(path))
+    }
+
+    /// Files that stand for a bundle.
+    pub(super) fn files(files: Vec<File>, pool: &Pool) -> Self {
+        Self::new(From::Files { pool: pool.clone(), files: files.into(), open: None })
     }
 
     /// An archive in a file or a pipe.
@@ -114,9 +138,18 @@ impl Reader {
     pub(super) async fn next(&mut self) -> Result<Option<Entry>, BundleError> {
         self.pass_over().await?;
         let entry = match &mut self.from {
-            From::Folder { root, pool, files, open } => match files.pop_front() {
-                Some((path, size_bytes)) => {
-                    *open = Some(Incoming::open(&root.join(&path), pool)?);
+            From::Files { pool, files, open } => match files.pop_front() {
+                Some(File { path, content }) => {
+                    let size_bytes = match content {
+                        Lies::At(place, size_bytes) => {
+                            *open = Some(Incoming::open(&place, pool)?);
+                            size_bytes
+                        }
+                        Lies::Here(bytes) => {
+                            (*open, self.buffer) = (None, bytes);
+                            self.buffer.len() as u64
+                        }
+                    };
                     self.current = Some((path.clone(), size_bytes));
                     Some(Entry { path, size_bytes, kind: Kind::File })
                 }
@@ -202,7 +235,7 @@ impl Reader {
 
     /// Passes over what is left of the file, and over what fills up its last block.
     async fn pass_over(&mut self) -> Result<(), BundleError> {
-        if let From::Folder { .. } = &self.from {
+        if let From::Files { .. } = &self.from {
             (self.buffer, self.current) = (Bytes::new(), None);
             return Ok(());
         }
@@ -246,10 +279,10 @@ impl Reader {
     async fn take(&mut self, max: usize) -> Result<Bytes, BundleError> {
         if self.buffer.is_empty() {
             self.buffer = match &mut self.from {
-                From::Plain(incoming) | From::Folder { open: Some(incoming), .. } => {
+                From::Plain(incoming) | From::Files { open: Some(incoming), .. } => {
                     incoming.read(CHUNK_BYTES).await.map_err(BundleError::Stream)?
                 }
-                From::Folder { open: None, .. } => Bytes::new(),
+                From::Files { open: None, .. } => Bytes::new(),
                 From::Packed(stream) => {
                     let mut buffer = BytesMut::with_capacity(CHUNK_BYTES);
                     let place = format!("{} bytes in", self.taken_bytes);

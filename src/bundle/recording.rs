@@ -105,7 +105,13 @@ pub(super) async fn judge(
     let content = Brought { store, blobs: &intake.found.blobs };
     let (mut judged, mut nameless) = (Vec::new(), Vec::new());
     for (listed, is_referrer) in all {
-        let tree = grow(&content, &listed).await?;
+        let tree = match (grow(&content, &listed).await, &mut intake.left_out) {
+            (Err(error @ (BundleError::Missing { .. } | BundleError::Manifest { .. })), Some(left_out)) => {
+                left_out.push(error.to_string());
+                continue;
+            }
+            (tree, _) => tree?,
+        };
         let name = match (under, &listed.name) {
             (Some(repository), _) => renamed(&listed, repository),
             (None, Name::Full(name)) => Some(name.clone()),

@@ -221,6 +221,20 @@ async fn what_is_exported_is_imported_with_all_that_belongs_to_it_and_exported_a
     assert_eq!(to.holds().await, from.holds().await);
 }
 
+/// Servers will do it too, on tasks.
+#[tokio::test]
+async fn exports_and_imports_may_run_as_tasks() {
+    fn on_a_task<T: Send>(work: T) -> T {
+        work
+    }
+    let rig = Rig::new(MIB).await;
+    let options = Options::default();
+    let wanted = Wanted::default();
+    assert!(on_a_task(export(&rig.store, &wanted, Destination::Stdout, &|_| {})).await.is_err());
+    let nothing = Source::Stream(Box::pin(std::io::Cursor::new(Vec::new())));
+    assert!(on_a_task(import(&rig.store, nothing, &options, &|_| {})).await.is_err());
+}
+
 #[tokio::test]
 async fn folders_and_packed_archives_are_the_same_bundle() {
     let from = Rig::new(64 * MIB).await;
@@ -525,7 +539,7 @@ async fn hostile_archives_are_refused_and_leave_nothing() {
         ("no oci-layout", with(&|files| drop(files.pop()))),
         ("an index that is none", with(&|files| files[3].1 = b"[]".to_vec())),
         ("an index of nothing", with(&|files| files[3].1 = b"{\"manifests\":[]}".to_vec())),
-        ("a huge index", with(&|files| files[3].1.resize(17 << 20, b' '))),
+        ("a huge index", with(&|files| files[3].1.resize(33 << 20, b' '))),
         ("a size of exbibytes", raw(header(&format!("blobs/sha256/{}", "a".repeat(64)), i64::MAX as u64))),
         ("a layer larger than the store", raw(header(&format!("blobs/sha256/{}", "a".repeat(64)), 1 << 40))),
     ];
@@ -553,4 +567,55 @@ async fn what_a_bundle_only_names_is_not_opened_by_it() {
     let refused = to.import_plainly(&packed(&files)).await.unwrap_err().to_string();
     assert!(refused.contains("is not there"), "{refused}");
     assert_eq!(to.holds().await.0.len(), 1);
+}
+
+#[tokio::test]
+async fn of_a_registry_s_storage_comes_in_what_is_complete() {
+    let (from, to) = (Rig::new(64 * MIB).await, Rig::new(64 * MIB).await);
+    from.fill().await;
+    // As docker-registry lays it out.
+    let root = from.path("registry");
+    let base = root.join("docker/registry/v2");
+    let write = |path: PathBuf, content: &[u8]| {
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, content).unwrap();
+    };
+    let data = |digest: &Digest| {
+        let hex = digest.hex();
+        base.join("blobs/sha256").join(&hex[..2]).join(hex).join("data")
+    };
+    for (digest, _) in from.store.held() {
+        let bytes = from.store.read_blob(&digest).await.unwrap().unwrap();
+        write(data(&digest), &bytes);
+    }
+    for image in from.store.images().await.unwrap() {
+        let manifests = base.join("repositories").join(image.image.repository.name.as_str()).join("_manifests");
+        let link = image.digest.to_string();
+        if let Reference::Tag(tag) = &image.image.reference {
+            write(manifests.join("tags").join(tag.as_str()).join("current/link"), link.as_bytes());
+        }
+        write(manifests.join("revisions/sha256").join(image.digest.hex()).join("link"), link.as_bytes());
+    }
+    write(
+        base.join("repositories/broken/_manifests/tags/1/current/link"),
+        Digest::sha256(b"gone").to_string().as_bytes(),
+    );
+    let nginx = Digest::sha256(b"nginx");
+    write(data(&nginx), b"NGINX");
+    let source = || Source::Registry(root.clone(), "quay.io".parse().unwrap());
+    let imported = import(&to.store, source(), &Options::default(), &|_| {}).await.unwrap();
+    let names: Vec<_> = imported.images.iter().map(|image| image.image.to_string()).collect();
+    assert_eq!(names, ["quay.io/a/multi:1"]);
+    assert_eq!(imported.images[0].platforms, ["linux/amd64", "linux/arm64"]);
+    let all = imported.left_out.join("\n");
+    assert!(
+        all.contains(&nginx.hex()) && all.contains("quay.io/broken:1") && all.contains("quay.io/library/nginx:1.27"),
+        "{all}"
+    );
+    write(data(&nginx), b"nginx");
+    let imported = import(&to.store, source(), &Options::default(), &|_| {}).await.unwrap();
+    assert_eq!((imported.images.len(), imported.left_out.len()), (2, 1), "{:?}", imported.left_out);
+    let names: Vec<_> = to.store.images().await.unwrap().iter().map(|image| image.image.to_string()).collect();
+    assert!(names.iter().any(|name| name == "quay.io/library/nginx:1.27"), "{names:?}");
+    assert_eq!(to.store.held(), from.store.held());
 }

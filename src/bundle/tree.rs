@@ -78,10 +78,11 @@ pub(super) fn platform_name(platform: &Platform) -> String {
     }
 }
 
-/// Whether a platform is one of those that were asked for: `linux/arm64` is `linux/arm64/v8` too.
+/// Whether a platform is one of those that were asked for: `linux/arm64` is `linux/arm64/v8` too, and the other way round.
 fn fits(platform: &str, wanted: &[String]) -> bool {
     wanted.iter().any(|wanted| {
-        platform.strip_prefix(wanted.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        let wanted = if wanted.ends_with("/arm64/v8") { wanted.trim_end_matches("/v8") } else { wanted };
+        platform.strip_prefix(wanted).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
     })
 }
 

@@ -107,7 +107,9 @@ fn print(exported: &Exported, args: &Export) {
     let output = if args.is_stdout() { "the standard output".to_owned() } else { args.output.display().to_string() };
     eprintln!("{} blobs, {}, in {output}", exported.blobs, size(exported.bytes));
     if !exported.for_old_docker {
-        eprintln!("docker before version 25 can't load this bundle: it holds more than images for one platform each");
+        eprintln!(
+            "docker without its containerd image store can't load this bundle: not all in it are images for one platform"
+        );
     }
 }
 

@@ -3,10 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use crate::bundle::{BundleError, Imported, Options, Progress, Source, import, pin_name};
-use crate::oci::{ImageName, Repository};
+use crate::oci::{ImageName, RegistryName, Repository};
 use crate::store::PinName;
 
 use super::fail;
@@ -28,14 +28,25 @@ pub(super) struct Import {
     #[arg(long)]
     no_pin: bool,
     /// The repository that the images belong to, such as docker.io/library/nginx, whatever the bundle says
-    #[arg(long = "as", value_name = "REGISTRY/REPOSITORY", value_parser = repository)]
-    under: Option<Repository>,
+    #[arg(long = "as", value_name = "REGISTRY/REPOSITORY")]
+    under: Option<String>,
+    /// Whose storage the folder is: a docker-registry's (whose images are those of the registry in --as, such as docker.io), or
+    /// containerd's (/var/lib/containerd); else it is a bundle. What is not complete there is left out, and told
+    #[arg(long, value_name = "PROGRAM", default_value = "oci")]
+    from: Program,
     /// Clients without an account may have the images
     #[arg(long, conflicts_with = "private")]
     public: bool,
     /// Only clients that the mirror knows may have the images
     #[arg(long)]
     private: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Program {
+    Oci,
+    Distribution,
+    Containerd,
 }
 
 const HELP: &str = "\
@@ -55,11 +66,10 @@ pub(super) fn run(args: &Import) -> ExitCode {
             Place::Stopped(store) => store,
             Place::Running(_) => return fail("a server runs on this store; stop it, import, and start it again"),
         };
-        let options = match args.options() {
-            Ok(options) => options,
-            Err(error) => return fail(&error.to_string()),
+        let (source, options) = match args.source().and_then(|source| Ok((source, args.options()?))) {
+            Ok(meant) => meant,
+            Err(message) => return fail(&message),
         };
-        let source = if args.is_stdin() { Source::Stdin } else { Source::Path(args.source.clone()) };
         let bar = bar();
         let show = |progress: &Progress| show_bundle(&bar, progress);
         let imported = unless_interrupted(import(store, source, &options, &show)).await;
@@ -101,6 +111,9 @@ fn print(imported: &Imported, pin: Option<&PinName>) {
     for name in &imported.referrers {
         println!("{name}  refers to them");
     }
+    for what in &imported.left_out {
+        println!("left out: {what}");
+    }
     let Imported { brought_blobs, brought_bytes, held_blobs, .. } = imported;
     println!("{brought_blobs} blobs, {}, came in; {held_blobs} were held already", size(*brought_bytes));
     if let Some(pin) = pin {
@@ -115,19 +128,40 @@ impl Import {
         self.source == Path::new("-")
     }
 
-    fn options(&self) -> Result<Options, BundleError> {
+    fn source(&self) -> Result<Source, String> {
+        let path = self.source.clone();
+        match self.from {
+            Program::Oci if self.is_stdin() => Ok(Source::Stdin),
+            Program::Oci => Ok(Source::Path(path)),
+            Program::Containerd => Ok(Source::Containerd(path)),
+            Program::Distribution => {
+                let name = self.under.as_deref();
+                let name = name.ok_or("say which registry's images these are, such as --as docker.io")?;
+                let name: Result<RegistryName, _> = name.parse();
+                Ok(Source::Registry(path, name.map_err(|error| format!("--as: {error}"))?))
+            }
+        }
+    }
+
+    fn options(&self) -> Result<Options, String> {
+        let under = match (self.from, &self.under) {
+            (Program::Distribution, _) | (_, None) => None,
+            (_, Some(text)) => Some(repository(text).map_err(|error| format!("--as: {error}"))?),
+        };
         let pin = match (&self.pin, self.no_pin) {
             (Some(pin), _) => Some(pin.clone()),
             (None, true) => None,
-            (None, false) if self.is_stdin() => return Err(BundleError::NoPinName("the standard input".to_owned())),
-            (None, false) => Some(pin_name(&self.source)?),
+            (None, false) if self.is_stdin() => {
+                return Err(BundleError::NoPinName("the standard input".to_owned()).to_string());
+            }
+            (None, false) => Some(pin_name(&self.source).map_err(|error| error.to_string())?),
         };
         let public = match (self.public, self.private) {
             (true, _) => Some(true),
             (_, true) => Some(false),
             (false, false) => None,
         };
-        Ok(Options { under: self.under.clone(), pin, public })
+        Ok(Options { under, pin, public })
     }
 }
 

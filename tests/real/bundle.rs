@@ -229,3 +229,33 @@ fn archives_of_podman_are_imported() {
         drop(folder);
     }
 }
+
+#[test]
+fn the_storage_of_a_registry_is_imported() {
+    let mirror = imported(&FIXTURE.storage, &["--from", "distribution", "--as", "docker.io"]);
+    for image in [&FIXTURE.busybox, &FIXTURE.big, &FIXTURE.multi] {
+        let source = skopeo::source(&mirror, image, By::Tag);
+        assert_eq!(run(skopeo().args(["inspect", "--raw", "--tls-verify=false", &source])), image.raw);
+        pulled(&mirror, &full_name(image));
+    }
+    let target = format!("/v2/docker.io/{}/referrers/{}", FIXTURE.busybox.repository, FIXTURE.busybox.digest);
+    let referrers = http::request("GET", mirror.port, &target, "", b"").expect("the mirror answers");
+    assert!(String::from_utf8_lossy(&referrers.body).contains(&FIXTURE.artifact));
+}
+
+#[test]
+fn the_images_of_containerd_are_imported() {
+    let upstream = Upstream::start(&FIXTURE.storage);
+    let through = Mirror::start(&upstream);
+    let containerd = Containerd::start(&through);
+    for image in [&FIXTURE.busybox, &FIXTURE.multi] {
+        containerd.pull(image, By::Tag);
+    }
+    // It goes on running meanwhile.
+    let mirror = imported(&containerd.root(), &["--from", "containerd"]);
+    for image in [&FIXTURE.busybox, &FIXTURE.multi] {
+        let source = skopeo::source(&mirror, image, By::Tag);
+        assert_eq!(run(skopeo().args(["inspect", "--raw", "--tls-verify=false", &source])), image.raw);
+        pulled(&mirror, &full_name(image));
+    }
+}

@@ -84,7 +84,7 @@ impl Containerd {
     }
 
     /// Pulls and unpacks; returns the name under which containerd knows the image.
-    fn pull(&self, image: &Image, by: By) -> String {
+    pub(crate) fn pull(&self, image: &Image, by: By) -> String {
         let (name, mut command) = self.pulling(image, by);
         run(&mut command);
         name
@@ -97,6 +97,11 @@ impl Containerd {
         let mut command = self.ctr(&["images", "pull", "--snapshotter", "native", "--hosts-dir"]);
         command.arg(hosts).arg(&name);
         (name, command)
+    }
+
+    /// Where it keeps what it holds.
+    pub(crate) fn root(&self) -> PathBuf {
+        self.folder.path().join("root")
     }
 
     pub(crate) fn ctr(&self, arguments: &[&str]) -> Command {
