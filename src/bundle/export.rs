@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::pin::Pin;
 
 use bytes::Bytes;
+use serde::Serialize;
 use tokio::io::AsyncWrite;
 
 use super::error::BundleError;
@@ -29,7 +30,7 @@ pub enum Destination {
 }
 
 /// What was exported.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Exported {
     /// The images, by name.
     pub images: Vec<ExportedImage>,
@@ -46,7 +47,7 @@ pub struct Exported {
 }
 
 /// An image that was exported.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ExportedImage {
     /// Its name.
     pub image: ImageName,
@@ -135,14 +136,13 @@ async fn write_blob(
     sink: &mut impl Sink,
     wrote: &mut (dyn FnMut(u64) + Send),
 ) -> Result<(), BundleError> {
-    let blob = store.open_blob(&digest).await?.ok_or(BundleError::Gone(digest))?;
-    let mut verifier = Verifier::new(digest, Some(blob.size_bytes));
-    sink.begin(path, blob.size_bytes).await?;
+    let blob = store.open_for_one_look(&digest).await?.ok_or(BundleError::Gone(digest))?;
+    let mut verifier = Verifier::new(digest, Some(blob.size_bytes()));
+    sink.begin(path, blob.size_bytes()).await?;
     let (mut offset, mut last) = (0, Bytes::new());
-    while offset < blob.size_bytes {
-        let len = usize::try_from(blob.size_bytes - offset).unwrap_or(usize::MAX).min(CHUNK_BYTES);
-        let read = blob.file.read_at(offset, len).await;
-        let bytes = read.map_err(|source| BundleError::File { path: blob_path(&digest).into(), source })?;
+    while offset < blob.size_bytes() {
+        let len = usize::try_from(blob.size_bytes() - offset).unwrap_or(usize::MAX).min(CHUNK_BYTES);
+        let bytes = blob.read_at(offset, len).await?;
         verifier.update(&bytes);
         offset += bytes.len() as u64;
         let whole = std::mem::replace(&mut last, bytes);

@@ -3,6 +3,8 @@
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
+use serde::Serialize;
+
 use super::Seen;
 use super::error::BundleError;
 use super::files::{self, Incoming, Stream};
@@ -41,7 +43,7 @@ pub struct Options {
 }
 
 /// What was imported.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Imported {
     /// The images, as the bundle lists them.
     pub images: Vec<ImportedImage>,
@@ -60,7 +62,7 @@ pub struct Imported {
 }
 
 /// An image that was imported.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ImportedImage {
     /// Its name.
     pub image: ImageName,

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
+use serde_json::json;
 
 use crate::bundle::{Destination, Exported, Progress, Wanted, export};
 use crate::oci::ImageName;
@@ -36,6 +37,9 @@ pub(super) struct Export {
     /// Leave signatures, SBOMs and whatever else refers to the images behind
     #[arg(long)]
     no_referrers: bool,
+    /// Print what was exported as JSON
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -89,9 +93,13 @@ fn platform(text: &str) -> Result<String, String> {
     }
 }
 
-/// Tells people what travels; on the standard error, for the output may be the bundle.
-#[expect(clippy::print_stderr, reason = "the standard output may be the bundle")]
+/// Tells what travels: people on the standard error, for the output may be the bundle.
+#[expect(clippy::print_stderr, clippy::print_stdout, reason = "the standard output may be the bundle")]
 fn print(exported: &Exported, args: &Export) {
+    if args.json {
+        let exported = json!(exported);
+        return if args.is_stdout() { eprintln!("{exported}") } else { println!("{exported}") };
+    }
     for image in &exported.images {
         let mut notes = vec![image.digest.to_string()];
         notes.extend((!image.platforms.is_empty()).then(|| image.platforms.join(" ")));

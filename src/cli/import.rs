@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
+use serde_json::json;
 
 use crate::bundle::{BundleError, Imported, Options, Progress, Source, import, pin_name};
 use crate::oci::{ImageName, RegistryName, Repository};
@@ -15,6 +16,7 @@ use super::store::{Place, StoreArgs, bar, show_bundle, size, unless_interrupted,
 /// The arguments of `import`.
 #[derive(Debug, Args)]
 #[command(after_long_help = HELP)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag that people type")]
 pub(super) struct Import {
     #[command(flatten)]
     store: StoreArgs,
@@ -40,6 +42,9 @@ pub(super) struct Import {
     /// Only clients that the mirror knows may have the images
     #[arg(long)]
     private: bool,
+    /// Print what was imported as JSON
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -76,7 +81,7 @@ pub(super) fn run(args: &Import) -> ExitCode {
         bar.finish_and_clear();
         match imported {
             Some(Ok(imported)) => {
-                print(&imported, options.pin.as_ref());
+                print(&imported, options.pin.as_ref(), args.json);
                 ExitCode::SUCCESS
             }
             Some(Err(error)) => fail(&error.to_string()),
@@ -96,7 +101,11 @@ fn repository(text: &str) -> Result<Repository, String> {
 }
 
 #[expect(clippy::print_stdout, reason = "what came in is what people want to know")]
-fn print(imported: &Imported, pin: Option<&PinName>) {
+fn print(imported: &Imported, pin: Option<&PinName>, as_json: bool) {
+    if as_json {
+        println!("{}", json!(imported));
+        return;
+    }
     for image in &imported.images {
         let mut notes = vec![image.digest.to_string()];
         notes.extend((!image.platforms.is_empty()).then(|| image.platforms.join(" ")));

@@ -1,9 +1,23 @@
 //! What carrying images in and out of a store needs of it: who refers to a manifest, whether there is room, what came in vain.
 
+use std::fs::File;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::blob::Blob;
 use super::count::{charge, record_charge};
 use super::error::{NoRoom, StoreError};
 use super::{Removed, Store};
 use crate::oci::{Digest, Repository};
+
+/// A held blob that is read once from its beginning to its end, without pushing out of the page cache what others need.
+/// It isn't evicted meanwhile.
+#[derive(Debug)]
+pub struct OneLook {
+    blob: Blob,
+    file: Arc<File>,
+}
 
 /// Each file that is added takes its own inode, and some of them a record's and a folder's.
 const INODES_PER_BLOB: u64 = 3;
@@ -11,6 +25,14 @@ const INODES_PER_BLOB: u64 = 3;
 // === impl Store ===
 
 impl Store {
+    /// Opens a held blob to be read once.
+    pub async fn open_for_one_look(&self, digest: &Digest) -> Result<Option<OneLook>, StoreError> {
+        let Some(blob) = self.open_blob(digest).await? else { return Ok(None) };
+        let (io, path) = (blob.file.io.clone(), blob.file.path.clone());
+        let opened = self.shared.io.reading.run(move || io.disk.open_for_one_look(&path)).await?;
+        Ok(opened.map(|file| OneLook { blob, file: Arc::new(file) }))
+    }
+
     /// The manifests recorded in a repository whose subject is this one, sorted.
     pub async fn referring(&self, repository: &Repository, subject: &Digest) -> Result<Vec<Digest>, StoreError> {
         self.shared.written(repository).await;
@@ -63,5 +85,25 @@ impl Store {
     pub async fn remove_unlisted(&self, digests: Vec<Digest>) -> Removed {
         let listed = self.shared.listed_anywhere().await;
         self.shared.remove_blobs(digests.into_iter().filter(|digest| !listed.contains(digest)).collect()).await
+    }
+}
+
+// === impl OneLook ===
+
+impl OneLook {
+    /// How long it is.
+    pub fn size_bytes(&self) -> u64 {
+        self.blob.size_bytes
+    }
+
+    /// Reads exactly `len` bytes from `offset` on.
+    pub async fn read_at(&self, offset: u64, len: usize) -> Result<Bytes, StoreError> {
+        let (io, path, file) = (self.blob.file.io.clone(), self.blob.file.path.clone(), self.file.clone());
+        let read = move || {
+            let mut buffer = vec![0; len];
+            io.disk.read_for_one_look(&file, &path, offset, &mut buffer)?;
+            Ok(Bytes::from(buffer))
+        };
+        self.blob.file.io.reading.run(read).await
     }
 }

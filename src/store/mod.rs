@@ -77,6 +77,7 @@ use resting::Resting;
 use versions::Versions;
 
 pub use blob::{Blob, OpenFile, READ_BYTES_MAX};
+pub use carry::OneLook;
 pub use checkpoint::{CheckedPiece, Checkpoint, PIECE_BYTES_MAX, Prefix};
 pub use error::{NoRoom, StoreError};
 pub use images::{HeldImage, HeldLayer, RemoveError, Removed};
