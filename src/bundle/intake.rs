@@ -57,8 +57,8 @@ const LINKS_MAX: usize = 4;
 enum File {
     Document,
     Blob(Digest),
-    /// A layer of a Docker archive that is named by an id.
-    Layer,
+    /// A layer of a Docker archive that is named by an id, or a configuration that is called just that.
+    Unnamed,
     /// Of no use here.
     Other,
 }
@@ -73,7 +73,7 @@ impl Found {
             match found.note(&entry)? {
                 File::Document => found.take_document(&entry, reader).await?,
                 File::Blob(digest) => found.note_blob(&entry, digest),
-                File::Layer => {
+                File::Unnamed => {
                     let mut verifier = Verifier::new(Digest::sha256(b""), None);
                     while let Some(chunk) = reader.chunk().await? {
                         verifier.update(&chunk);
@@ -117,7 +117,7 @@ impl Found {
         }
         Ok(match layout::docker_blob_at(path) {
             Some(digest) => File::Blob(digest),
-            None if path.ends_with("/layer.tar") => File::Layer,
+            None if path.ends_with("/layer.tar") || path == "config.json" => File::Unnamed,
             None => File::Other,
         })
     }
@@ -166,7 +166,7 @@ impl<'a> Intake<'a> {
                         (taken, _) => taken?,
                     }
                 }
-                File::Layer => {
+                File::Unnamed => {
                     let known = survey.and_then(|survey| survey.paths.get(&entry.path));
                     match known {
                         Some(digest) => self.take_blob(&entry, *digest, reader, &mut progress, seen).await?,

@@ -102,9 +102,13 @@ pub(super) fn blob_at(path: &str) -> Option<Digest> {
     Digest::from_hex(algorithm, hex).ok()
 }
 
-/// Which content a file of a Docker archive has, where its name says that: `<hex>.json`, `<hex>.tar`.
+/// Which content a file of a Docker archive has, where its name says that: `<hex>.json`, `<hex>.tar`, and, as crane and what
+/// is built on it write, `sha256:<hex>` and `<hex>.tar.gz`.
 pub(super) fn docker_blob_at(path: &str) -> Option<Digest> {
-    let hex = path.strip_suffix(".json").or_else(|| path.strip_suffix(".tar"))?;
+    if let Ok(digest) = path.parse() {
+        return Some(digest);
+    }
+    let hex = [".json", ".tar", ".tar.gz"].iter().find_map(|end| path.strip_suffix(end))?;
     Digest::from_hex(Algorithm::Sha256, hex).ok()
 }
 
@@ -321,7 +325,9 @@ mod tests {
             assert_eq!(blob_at(path), None, "{path}");
         }
         let digest = Digest::sha256(b"x");
-        assert_eq!(docker_blob_at(&format!("{}.tar", digest.hex())), Some(digest));
+        for name in [format!("{}.tar", digest.hex()), format!("{}.tar.gz", digest.hex()), digest.to_string()] {
+            assert_eq!(docker_blob_at(&name), Some(digest), "{name}");
+        }
         assert_eq!(docker_blob_at("a/layer.tar"), None);
     }
 

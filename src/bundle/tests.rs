@@ -438,6 +438,20 @@ async fn archives_of_docker_without_a_layout_get_a_manifest() {
     let first = to.holds().await;
     assert!(first.1.iter().all(|image| image.ends_with("true")), "{:?}", first.1);
 
+    let named: Vec<_> = ids.iter().map(|id| format!("{}.tar.gz", id.hex())).collect();
+    let id = Digest::sha256(config.as_bytes()).to_string();
+    for config_name in [id.as_str(), "config.json"] {
+        let list = json!([{ "Config": config_name, "RepoTags": ["app:1"], "Layers": named }]).to_string();
+        let crane = [
+            (config_name, config.as_bytes()),
+            (&named[0], &layers[0]),
+            (&named[1], &layers[1]),
+            ("manifest.json", list.as_bytes()),
+        ];
+        to.import_plainly(&archive(&crane)).await.unwrap();
+        assert_eq!(to.holds().await, first, "{config_name}");
+    }
+
     let old = list(["1/layer.tar", "2/layer.tar"]);
     let old = |first: &[u8]| {
         archive(&[

@@ -259,3 +259,19 @@ fn the_images_of_containerd_are_imported() {
         pulled(&mirror, &full_name(image));
     }
 }
+
+#[test]
+fn what_containerd_exports_is_imported() {
+    let upstream = Upstream::start(&FIXTURE.storage);
+    let through = Mirror::start(&upstream);
+    let containerd = Containerd::start(&through);
+    let (_folder, archive) = scratch("ctr.tar");
+    let names = [&FIXTURE.busybox, &FIXTURE.multi].map(|image| containerd.pull(image, By::Tag));
+    run(containerd.ctr(&["images", "export"]).arg(&archive).args(&names));
+    let mirror = imported(&archive, &[]);
+    for image in [&FIXTURE.busybox, &FIXTURE.multi] {
+        let source = skopeo::source(&mirror, image, By::Tag);
+        assert_eq!(run(skopeo().args(["inspect", "--raw", "--tls-verify=false", &source])), image.raw);
+        pulled(&mirror, &full_name(image));
+    }
+}
