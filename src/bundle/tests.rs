@@ -415,6 +415,29 @@ async fn what_does_not_fit_is_refused_before_anything_is_written() {
 }
 
 #[tokio::test]
+async fn what_is_pinned_makes_no_room_and_what_is_not_does() {
+    let (from, to) = (Rig::new(64 * MIB).await, Rig::new(12 * MIB).await);
+    let image = from.image("nginx:1", "amd64", Bytes::from(vec![7; 8 << 20])).await;
+    from.tag("nginx:1", &image).await;
+    let path = from.path("large.tar");
+    export(&from.store, &wanted(&["nginx:1"]), Destination::File(path.clone()), &|_| {}).await.unwrap();
+    let held = to.image("held:1", "amd64", Bytes::from(vec![8; 6 << 20])).await;
+    to.tag("held:1", &held).await;
+    let (pin, before) = ("site".parse().unwrap(), to.holds().await);
+    let roots = store::Pin { roots: vec![name("held:1")], platforms: vec![], referrers: false, created: Timestamp(1) };
+    to.store.pin(&pin, roots).await.unwrap();
+    let refused = import(&to.store, Source::Path(path.clone()), &Options::default(), &|_| {}).await.unwrap_err();
+    assert!(matches!(&refused, BundleError::NoRoom(store::NoRoom::Kept { .. })), "{refused}");
+    assert!(refused.to_string().contains("unpin and remove something"), "{refused}");
+    assert_eq!(to.holds().await, before);
+    to.store.unpin(&pin).await.unwrap();
+    let options = Options { pin: Some(pin), ..Options::default() };
+    import(&to.store, Source::Path(path), &options, &|_| {}).await.unwrap();
+    let images: Vec<_> = to.store.images().await.unwrap().into_iter().filter(|image| image.complete).collect();
+    assert!(images.len() == 1 && images[0].image == name("nginx:1") && images[0].pins.len() == 1, "{images:?}");
+}
+
+#[tokio::test]
 async fn archives_of_docker_without_a_layout_get_a_manifest() {
     let to = Rig::new(64 * MIB).await;
     let layers = [Bytes::from("first"), Bytes::from(vec![9; 3 << 20])];
