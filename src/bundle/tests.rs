@@ -352,6 +352,52 @@ async fn an_index_travels_with_its_digest_and_the_platforms_that_are_held() {
 }
 
 #[tokio::test]
+async fn what_refers_to_an_image_travels_however_it_says_so() {
+    let (from, to) = (Rig::new(64 * MIB).await, Rig::new(64 * MIB).await);
+    let image = from.image("nginx:1", "amd64", "layer").await;
+    from.tag("nginx:1", &image).await;
+    from.sign("nginx:1", &image).await;
+    let hex = digest(&image).hex();
+    // By cosign's tag, and by the fallback tag of registries without a list, which leads to an SBOM with a signature of its own.
+    let cosign = from.image("nginx:1", "amd64", "cosign").await;
+    from.tag(&format!("nginx:sha256-{hex}.sig"), &cosign).await;
+    let config = from.put("{}").await;
+    let bill = json!({ "schemaVersion": 2, "mediaType": media::OCI_MANIFEST, "config": config, "layers": [], "subject": image });
+    let bill = from.manifest("nginx:1", true, bill).await;
+    let list = json!({ "schemaVersion": 2, "mediaType": media::OCI_INDEX, "manifests": [bill] });
+    let list = from.manifest("nginx:1", true, list).await;
+    from.tag(&format!("nginx:sha256-{hex}"), &list).await;
+    from.sign("nginx:1", &bill).await;
+    // One that isn't all there stays behind, and so does what refers to something else.
+    let broken = json!({ "schemaVersion": 2, "mediaType": media::OCI_MANIFEST, "config": config, "layers": [{ "digest": Digest::sha256(b"absent"), "size": 6 }], "subject": image });
+    let broken = from.manifest("nginx:1", true, broken).await;
+    let other = from.image("nginx:2", "amd64", "other").await;
+    from.tag("nginx:2", &other).await;
+    from.sign("nginx:2", &other).await;
+
+    let path = from.path("b.tar");
+    let exported = export(&from.store, &wanted(&["nginx:1"]), Destination::File(path.clone()), &|_| {}).await.unwrap();
+    assert_eq!(exported.left_behind, [name(&format!("nginx@{}", digest(&broken)))]);
+    assert_eq!(exported.referrers.len(), 5, "{:?}", exported.referrers);
+    let imported = import(&to.store, Source::Path(path.clone()), &Options::default(), &|_| {}).await.unwrap();
+    assert_eq!((imported.images.len(), imported.referrers.len()), (1, 5));
+    let repository = name("nginx").repository;
+    for tag in [format!("sha256-{hex}"), format!("sha256-{hex}.sig")] {
+        assert!(to.store.tag(&repository, &tag.parse().unwrap()).await.unwrap().is_some(), "{tag}");
+    }
+    for (subject, count) in [(&image, 2), (&bill, 1)] {
+        let list = to.store.list(&repository, &ListName::Referrers(digest(subject))).await.unwrap().unwrap();
+        let list: Value = serde_json::from_str(&list.body).unwrap();
+        assert_eq!(list["manifests"].as_array().unwrap().len(), count);
+    }
+    assert!(to.store.tag(&repository, &"2".parse().unwrap()).await.unwrap().is_none());
+
+    let alone = Wanted { referrers: false, ..wanted(&["nginx:1"]) };
+    let exported = export(&from.store, &alone, Destination::File(path), &|_| {}).await.unwrap();
+    assert_eq!((exported.blobs, exported.referrers.len()), (3, 0));
+}
+
+#[tokio::test]
 async fn what_is_held_in_part_or_damaged_is_not_exported() {
     let rig = Rig::new(64 * MIB).await;
     rig.fill().await;
