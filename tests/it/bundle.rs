@@ -228,3 +228,34 @@ async fn a_bundle_that_is_wrong_changes_nothing() {
     assert!(succeeds(&site.run("verify", &[])).starts_with("0 blobs are right"));
     assert_eq!(succeeds(&site.run("pin", &[])), "");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_site_with_credentials_gives_out_what_was_imported_as_public_and_nothing_else() {
+    let world = World::new().await;
+    let program = world.filled().await;
+    world.registry.go_down().await;
+    let folder = tempfile::tempdir().unwrap();
+    let bundle = folder.path().join("site.tar").display().to_string();
+    succeeds(&program.run("export", &[APP, TOOL, "-o", &bundle]));
+    let credentials = "[upstreams.\"docker.io\"]\ncredentials = [{ username = \"bot\", password = \"word\" }]\n";
+    let site = world.site();
+    site.configure(credentials);
+    succeeds(&site.run("import", &[&bundle]));
+    let serving = site.serve().await;
+    world.pull(&serving).await;
+    serving.kill();
+
+    let closed = world.site();
+    closed.configure(credentials);
+    assert!(succeeds(&closed.run("import", &[&bundle, "--private"])).contains("(private)"));
+    let serving = closed.serve().await;
+    for path in [manifest("library/app", "v1"), blob("library/tool", &world.image.layers[0].digest)] {
+        assert_eq!(send(serving.addr, &Request::get(path)).await.status(), 403);
+    }
+    serving.kill();
+    // What a bundle says of itself travels on.
+    let private = folder.path().join("private.tar").display().to_string();
+    succeeds(&closed.run("export", &[APP, "-o", &private]));
+    assert!(succeeds(&world.site().run("import", &[&private])).contains("(private)"));
+    assert!(!succeeds(&world.site().run("import", &[&private, "--public"])).contains("(private)"));
+}
