@@ -1,4 +1,4 @@
-//! Docker archives without a layout (`podman save`, older `docker save`): a manifest is made over exactly the bytes in them. Pure.
+//! Docker archives without a layout (`podman save`, older `docker save`): a manifest is made over their very bytes. Pure.
 
 use serde::Deserialize;
 use serde_json::json;

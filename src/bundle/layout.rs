@@ -1,4 +1,4 @@
-//! The documents of a bundle, read and written: OCI's `index.json` and `oci-layout`, Docker's `manifest.json`, and checksums. Pure.
+//! The documents of a bundle, read and written: OCI's `index.json`, Docker's `manifest.json`, and checksums. Pure.
 //!
 //! ```text
 //! oci-layout       {"imageLayoutVersion":"1.0.0"}

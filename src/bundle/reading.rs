@@ -12,6 +12,7 @@ use tokio_util::io::StreamReader;
 
 use super::error::{BundleError, at};
 use super::files::{self, CHUNK_BYTES, Incoming, Stream};
+use super::layout::{DOCKER, INDEX};
 use super::tar::{BLOCK, Entry, Headers, InvalidTar, Kind, Step, padding};
 use crate::tasks::Pool;
 
@@ -77,6 +78,9 @@ impl Reader {
     /// A bundle in a file, a folder, or whatever the path leads to.
     pub(super) async fn open(path: &Path, pool: &Pool) -> Result<Self, BundleError> {
         if files::is_folder(path)? {
+            if files::size_of(&path.join(INDEX))?.or(files::size_of(&path.join(DOCKER))?).is_none() {
+                return Err(BundleError::NoBundle);
+            }
             let found = files::list(path, FOLDER_DEPTH, ENTRIES_MAX)?;
             let file = |(name, size_bytes): (String, u64)| {
                 let content = Lies::At(path.join(&name), size_bytes);
@@ -198,8 +202,11 @@ impl Reader {
         loop {
             let mut block = [0; BLOCK];
             self.exact(&mut block, "the list of its files").await?;
-            let place = format!("{} bytes in", self.taken_bytes - BLOCK as u64);
-            let damaged = |source: InvalidTar| BundleError::Tar { place: place.clone(), source };
+            let at_bytes = self.taken_bytes - BLOCK as u64;
+            let damaged = |source: InvalidTar| match source {
+                InvalidTar::Damaged if at_bytes == 0 => BundleError::NoBundle,
+                source => BundleError::Tar { place: format!("{at_bytes} bytes in"), source },
+            };
             match headers.next(&block).map_err(damaged)? {
                 Step::Extension(len) => {
                     let mut extension = vec![0; len.next_multiple_of(BLOCK)];

@@ -49,8 +49,9 @@ enum Format {
 }
 
 const HELP: &str = "\
-The bundle is an OCI image layout. `cachalot import`, `ctr images import`, `docker load`, `podman load` (one image)
-and `skopeo copy oci-archive:FILE:TAG` take it. The same images always make the same bytes. An image for several
+The bundle is an OCI image layout. `cachalot import`, `ctr images import`, `docker load`, `podman load` and `skopeo copy
+oci-archive:FILE:TAG` take it; podman, and docker without its containerd image store, load several images of a bundle only
+if each of them is for one platform. The same images always make the same bytes. An image for several
 platforms keeps its digest; of its platforms those travel that are held, and one that is held only in part is refused.
 Signatures and the like travel in the bundle too, listed in a file of their own (referrers.json) that only Cachalot reads.";
 

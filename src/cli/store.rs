@@ -102,7 +102,8 @@ pub(super) fn show_bundle(bar: &ProgressBar, progress: &Progress) {
     bar.set_position(progress.done_bytes);
 }
 
-/// Waits for work that can be interrupted by Ctrl-C or SIGTERM: then it is dropped, with what it had not finished. `None` if it was.
+/// Waits for work that can be interrupted by Ctrl-C or SIGTERM: then it is dropped, with what it had not finished, and this
+/// is `None`.
 pub(super) async fn unless_interrupted<T>(work: impl Future<Output = T>) -> Option<T> {
     let terminated = async {
         match signal(SignalKind::terminate()) {

@@ -40,8 +40,8 @@ impl Store {
         Ok(self.shared.catalog.read().referring(repository, subject))
     }
 
-    /// Whether blobs of these sizes could be added, all of them together: what a promise keeps, or an offline mirror needs, makes no
-    /// room for them. Nothing is reserved or evicted.
+    /// Whether blobs of these sizes could be added, all of them together: what a promise keeps, or an offline mirror needs,
+    /// makes no room for them. Nothing is reserved or evicted.
     pub async fn check_room(&self, sizes: &[u64]) -> Result<(), NoRoom> {
         let shared = &self.shared;
         let count = sizes.len() as u64;
