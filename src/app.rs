@@ -19,7 +19,7 @@ use tokio::task::JoinHandle;
 use crate::audit::Actor;
 use crate::config::{self, Config};
 use crate::fill::{self, Fills};
-use crate::jobs::verify::Verification;
+use crate::jobs::Jobs;
 use crate::metrics::Metrics;
 use crate::mirror::Mirror;
 use crate::server::Router;
@@ -107,8 +107,7 @@ pub async fn start_with(
     source: Option<ConfigSource>,
     faults: Option<Arc<dyn Faults>>,
 ) -> Result<Running, StartError> {
-    let metrics = Arc::new(Metrics::new());
-    let readiness = Readiness::starting();
+    let (metrics, readiness) = (Arc::new(Metrics::new()), Readiness::starting());
     let shutdown = Shutdown::new(GRACE);
     // Health can be asked for until the very end.
     let admin_shutdown = Shutdown::new(Duration::from_secs(1));
@@ -117,13 +116,14 @@ pub async fn start_with(
     let admin_listeners = listen::bind(&config.admin.listen)?;
     let (listen, admin) = (addresses(&listeners), addresses(&admin_listeners));
     let auth = Pool::new("auth", AUTH_THREADS)?;
+    let (activity, history) = (Activity::default(), History::default());
+    let jobs = Jobs::new(&shutdown);
     let checks = Checks::new(auth.clone());
-    let (activity, history, jobs) = (Activity::default(), History::default(), Verification::new(shutdown.clone()));
     let guard = live::guard(config, &checks);
     let api = Api::new(guard, Arc::clone(&metrics), readiness.clone(), activity.clone(), history.clone(), jobs);
     let router = admin::router(Arc::clone(&metrics), readiness.clone(), &api, &address_for_clients(config, &listen));
-    let limits = Limits::default();
-    let admin_tasks = serve(admin_listeners, admin_tls.as_ref(), &router, &limits, &metrics, &admin_shutdown);
+    let admin_tasks =
+        serve(admin_listeners, admin_tls.as_ref(), &router, &Limits::default(), &metrics, &admin_shutdown);
 
     let limits = Limits { places: Places::new(live::place_limits(config)), ..Limits::default() };
     let edge = EdgeCell::default();
@@ -302,6 +302,14 @@ fn limits_of(config: &Config) -> fill::Limits {
     let config::Fill { connections_per_blob, parallel_above_bytes, complete_from_percent, .. } = config.fill;
     let complete_from_percent = u64::from(complete_from_percent);
     fill::Limits { connections_per_blob, parallel_above_bytes, complete_from_percent, ..fill::Limits::default() }
+}
+
+/// What fetches into a store that is open alone: for commands. Both are to be stopped before the store is closed.
+pub fn mirror_alone(config: &Config, store: &Store) -> Result<(Mirror, Fills), PoolError> {
+    let metrics = Arc::new(Metrics::new());
+    let fills = first_fills(config, store, &metrics)?;
+    let mirror = first_mirror(config, &Instance::random(), store, &fills, &metrics);
+    Ok((mirror, fills))
 }
 
 /// The store of a configuration whose server does not run: for commands. Nobody is waited for.

@@ -7,7 +7,7 @@ use clap::Args;
 
 use crate::api_client::{ApiClient, ApiClientError};
 use crate::app;
-use crate::config::{Env as _, ProcessEnv};
+use crate::config::{Config, Env as _, ProcessEnv};
 use crate::files;
 use crate::secret::Secret;
 use crate::store::{Store, StoreError};
@@ -37,8 +37,8 @@ pub(super) struct StoreArgs {
 
 /// How a store is reached.
 pub(super) enum Place {
-    /// No server runs on it: it is in our hands.
-    Stopped(Store),
+    /// No server runs on it: it is in our hands, and used as the configuration says.
+    Stopped(Store, Box<Config>),
     /// A server does, and is asked.
     Running(ApiClient),
 }
@@ -64,9 +64,9 @@ pub(super) fn with_store(args: &StoreArgs, work: impl AsyncFnOnce(&Place) -> Exi
     block_on(async {
         match app::open_alone(&config).await {
             Ok(store) => {
-                let place = Place::Stopped(store);
+                let place = Place::Stopped(store, Box::new(config));
                 let code = work(&place).await;
-                if let Place::Stopped(store) = place {
+                if let Place::Stopped(store, _) = place {
                     store.close().await;
                 }
                 code

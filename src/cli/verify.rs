@@ -42,7 +42,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 pub(super) fn run(verify: &Verify) -> ExitCode {
     with_store(&verify.store, async |place| {
         let report = match place {
-            Place::Stopped(store) => check(store, verify.repair).await.map_err(|message| fail(&message)),
+            Place::Stopped(store, _) => check(store, verify.repair).await.map_err(|message| fail(&message)),
             Place::Running(server) => ask(server, verify.repair).await.map_err(|error| refused(&error)),
         };
         match report {

@@ -16,6 +16,7 @@ mod prefetch;
 mod referrers;
 mod resolve;
 mod rights;
+mod seed;
 mod tag_list;
 mod tags;
 mod upstreams;
@@ -46,6 +47,7 @@ pub use manifests::ManifestAnswer;
 pub use outcome::Outcome;
 pub use referrers::ReferrersAnswer;
 pub use resolve::{Names, Resolved, Unresolved};
+pub use seed::{Order as SeedOrder, Run as SeedRun, Tally as SeedTally};
 pub use tag_list::TagsAnswer;
 pub use upstreams::{ClientFactory, Mirrored, Policy, Source, Target, Upstreams};
 
@@ -187,8 +189,16 @@ impl Mirror {
         refused_names: Arc<RefusedNames>,
     ) -> Self {
         tower.set_limit(settings.misses_max);
+        if upstreams.any_credentials() && !store.had_credentials() {
+            let store = store.clone();
+            drop(crate::tasks::spawn("note credentials", async move {
+                if let Err(error) = store.note_credentials().await {
+                    tracing::warn!("could not note that there are credentials: {error}");
+                }
+            }));
+        }
         Self(Arc::new(Inner {
-            any_credentials: upstreams.any_credentials(),
+            any_credentials: upstreams.any_credentials() || store.had_credentials(),
             missing: moka::sync::Cache::builder().max_capacity(MISSING_MAX).time_to_live(settings.negative_ttl).build(),
             failed_checks: failures(),
             failed_lists: failures(),

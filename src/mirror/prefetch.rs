@@ -12,7 +12,8 @@ use super::upstreams::Target;
 /// Blobs of one manifest that are fetched ahead at once.
 const BLOBS_AT_ONCE: usize = 2;
 
-fn is_wanted(platforms: &[PlatformName], platform: &Platform) -> bool {
+/// Whether content for a platform is among what is wanted.
+pub(super) fn is_wanted(platforms: &[PlatformName], platform: &Platform) -> bool {
     platforms.iter().any(|wanted| {
         wanted.os == platform.os
             && wanted.architecture == platform.architecture

@@ -105,6 +105,11 @@ impl Referrers {
         self.manifests.is_empty()
     }
 
+    /// The digests of its entries, as far as they can be read.
+    pub fn digests(&self) -> impl Iterator<Item = Digest> + '_ {
+        self.manifests.iter().filter_map(digest).filter_map(|text| text.parse().ok())
+    }
+
     /// Adds the entries of `next` (the next page, or the fallback tag's list) whose digests are not listed yet. Of the other
     /// fields, those already here stay.
     pub fn merge(&mut self, next: Self) -> Result<(), InvalidReferrers> {

@@ -12,6 +12,7 @@
 //!     repositories/<registry>/<repository>/_lists/<name>.json
 //!     pins/<name>.json               roots that must stay
 //!     scrub.json                     how far the scrub has come
+//!     had-credentials                some of what lies here may have been had with a credential
 //!     quarantine/sha256-abcd…        failed verification after it was committed
 //!     tmp/                           files on their way to where they belong
 //! ```
@@ -110,6 +111,11 @@ impl Layout {
     /// How far the scrub has come.
     pub(super) fn scrub(&self) -> PathBuf {
         self.base.join("scrub.json")
+    }
+
+    /// Says that credentials were in use.
+    pub(super) fn credentials(&self) -> PathBuf {
+        self.base.join("had-credentials")
     }
 
     pub(super) fn repositories(&self) -> PathBuf {

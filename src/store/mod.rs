@@ -33,6 +33,7 @@ mod buffers;
 mod catalog;
 mod checkpoint;
 mod count;
+mod credentials;
 mod error;
 mod fs;
 mod health;
@@ -43,6 +44,7 @@ mod layout;
 mod ledger;
 mod lists;
 mod lock;
+mod missing;
 mod one_look;
 mod order;
 mod partial;
@@ -81,6 +83,7 @@ pub use error::{NoRoom, StoreError};
 pub use images::{HeldImage, HeldLayer, RemoveError, Removed};
 pub use ledger::Reservation;
 pub use lists::{ListName, ListRecord};
+pub use missing::Holding;
 pub use partial::{Extent, Partial};
 pub use piece::{Cut, Piece, Pieces};
 pub use pins::{NamedPin, Pin, PinName};
@@ -197,6 +200,7 @@ struct Shared {
     pinned_bytes: AtomicU64,
     /// It was said that the pins leave hardly any room.
     pins_said: AtomicBool,
+    had_credentials: AtomicBool,
     /// The folders of partials that are in use, at rest or being removed.
     partials: Mutex<HashSet<PathBuf>>,
     /// Those of them that the disk would not let go of.
@@ -223,6 +227,14 @@ impl fmt::Debug for Options {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Options").field("path", &self.path).finish_non_exhaustive()
     }
+}
+
+/// What is kept in memory of small content.
+fn memory() -> moka::future::Cache<Digest, Bytes> {
+    moka::future::Cache::builder()
+        .max_capacity(MEMORY_BYTES)
+        .weigher(|_, bytes: &Bytes| u32::try_from(bytes.len() + 256).unwrap_or(u32::MAX))
+        .build()
 }
 
 // === impl Store ===
@@ -259,6 +271,7 @@ impl Store {
             );
         }
         let shared = Arc::new(Shared {
+            had_credentials: AtomicBool::new(credentials::noted(&io, &layout).await),
             layout,
             io,
             ledger: Ledger::new(index, metrics.clone()),
@@ -275,10 +288,7 @@ impl Store {
             records: RecordCaches::new(),
             behind: Behind::new(metrics.clone()),
             metrics,
-            memory: moka::future::Cache::builder()
-                .max_capacity(MEMORY_BYTES)
-                .weigher(|_, bytes: &Bytes| u32::try_from(bytes.len() + 256).unwrap_or(u32::MAX))
-                .build(),
+            memory: memory(),
             evictor: tokio::sync::Mutex::default(),
             pins: RwLock::default(),
             pin_turn: Mutex::default(),

@@ -358,3 +358,25 @@ async fn what_a_credential_opened_stays_private_when_it_is_taken_away() {
     mirror.pull("library/app", "v1", &public).await;
     mirror.finish().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_manifest_that_names_what_a_credential_once_opened_does_not_open_it_when_that_is_taken_away() {
+    let (registry, _, private, builder) = world(bearer(), true).await;
+    let mirror = builder.upstream_set("docker.io", "share_private", "true").tag_ttl("0s").start().await;
+    mirror.pull("acme/secret", "v1", &private).await;
+    mirror.idle().await;
+    let site = mirror.stop().await;
+    let config = std::fs::read_to_string(site.config()).unwrap();
+    let without: Vec<_> =
+        config.lines().filter(|line| !line.starts_with("credentials") && !line.starts_with("share_private")).collect();
+    std::fs::write(site.config(), without.join("\n")).unwrap();
+    registry.put_manifest("mallory/open", Some("v1"), &private.manifest);
+    let mirror = site.start().await;
+    mirror.get(&manifest("mallory/open", "v1")).await.assert_ok(&private.manifest.bytes);
+    let stolen = mirror.get(&blob("mallory/open", &private.layers[0].digest)).await;
+    assert_eq!((stolen.status(), stolen.error_code().as_str()), (404, "BLOB_UNKNOWN"));
+    registry.go_down().await;
+    let stolen = mirror.get(&blob("mallory/open", &private.layers[0].digest)).await;
+    assert_eq!((stolen.status(), stolen.error_code().as_str()), (403, "DENIED"));
+    mirror.finish().await;
+}

@@ -33,6 +33,7 @@ mod registry;
 mod reload;
 mod restart;
 mod resume;
+mod seed;
 mod segments;
 mod serving;
 mod soak;

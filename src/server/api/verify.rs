@@ -20,7 +20,7 @@ struct Wanted {
 }
 
 pub(super) async fn show(State(api): State<Api>) -> Result<Response, ApiError> {
-    page::ok(&json!({ "progress": api.0.verification.progress() }))
+    page::ok(&json!({ "progress": api.0.jobs.verification.progress() }))
 }
 
 pub(super) async fn begin(
@@ -30,7 +30,7 @@ pub(super) async fn begin(
 ) -> Result<Response, ApiError> {
     let wanted = if body.is_empty() { Ok(Wanted::default()) } else { serde_json::from_slice(&body) };
     let Wanted { repair } = wanted.map_err(|_| ApiError::bad_request("the body is {\"repair\": true} or false"))?;
-    if !api.0.verification.begin(api.parts()?.store, repair) {
+    if !api.0.jobs.verification.begin(api.parts()?.store, repair) {
         return Err(ApiError::new(StatusCode::CONFLICT, "running", "a verification goes on already: look at it first"));
     }
     audit::changed("verification begun", &operator.actor, "store", &"-", &if repair { "repair" } else { "look" });

@@ -1,0 +1,63 @@
+//! `/seeds` and `/have`: images fetched ahead of time, and whether they are there to the last byte.
+
+use axum::Extension;
+use axum::body::Bytes;
+use axum::extract::{Path, RawQuery, State};
+use axum::response::Response;
+use http::StatusCode;
+use serde_json::json;
+
+use crate::audit;
+use crate::config::PlatformName;
+use crate::jobs::seed::{Begun, Request};
+use crate::oci::ImageName;
+
+use super::page::{self, Query};
+use super::{Api, ApiError, Operator};
+
+pub(super) async fn list(State(api): State<Api>) -> Result<Response, ApiError> {
+    page::ok(&json!({ "numbers": api.0.jobs.seeds.numbers() }))
+}
+
+pub(super) async fn show(State(api): State<Api>, Path(number): Path<String>) -> Result<Response, ApiError> {
+    let found = number.parse().ok().and_then(|number| api.0.jobs.seeds.progress(number));
+    page::ok(&found.ok_or_else(|| ApiError::not_found(format!("there is no run {number}; a restart forgets them")))?)
+}
+
+pub(super) async fn begin(
+    Extension(operator): Extension<Operator>,
+    State(api): State<Api>,
+    body: Bytes,
+) -> Result<Response, ApiError> {
+    let request: Request = serde_json::from_slice(&body).map_err(|error| {
+        ApiError::bad_request(format!("the body is {{\"images\": [{{\"image\": \"nginx:1.27\"}}, …]}}: {error}"))
+    })?;
+    if request.images.is_empty() {
+        return Err(ApiError::bad_request("name at least one image"));
+    }
+    let parts = api.parts()?;
+    if parts.offline {
+        let why = "this server is offline and fetches nothing: import a bundle, or set offline = false";
+        return Err(ApiError::new(StatusCode::CONFLICT, "offline", why));
+    }
+    let (count, pin) = (request.images.len(), request.pin.clone());
+    let number = api.0.jobs.seeds.begin(parts.mirror, parts.store, request);
+    let number = number.map_err(|error| ApiError::new(StatusCode::CONFLICT, "running", error.to_string()))?;
+    let pinned = pin.map_or_else(String::new, |name| format!(", pinned by {name}"));
+    audit::changed("seeding begun", &operator.actor, "images", &"-", &format!("{count} images{pinned}"));
+    page::ok(&Begun { number })
+}
+
+pub(super) async fn have(State(api): State<Api>, RawQuery(query): RawQuery) -> Result<Response, ApiError> {
+    let query = Query::read(query.as_deref(), &["image", "platforms", "referrers"])?;
+    let text =
+        query.get("image").ok_or_else(|| ApiError::bad_request("say which: ?image=docker.io/library/nginx:1.27"))?;
+    let image: ImageName =
+        text.parse().map_err(|error| ApiError::bad_request(format!("{text} is no image: {error}")))?;
+    let platforms = query.get("platforms").unwrap_or_default().split(',').filter(|platform| !platform.is_empty());
+    let platforms: Result<Vec<_>, _> =
+        platforms.map(|platform| platform.parse::<PlatformName>().map(|platform| platform.to_string())).collect();
+    let platforms = platforms.map_err(ApiError::bad_request)?;
+    let referrers = query.get("referrers") != Some("false");
+    page::ok(&api.parts()?.store.holding(&image, &platforms, referrers).await)
+}
