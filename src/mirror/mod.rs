@@ -7,6 +7,7 @@ mod error;
 mod flight;
 mod freshness;
 mod health;
+mod held_referrers;
 mod manifests;
 mod origin;
 mod other_way;

@@ -200,6 +200,15 @@ impl Catalog {
         recorded.take(limit).collect()
     }
 
+    /// The manifests recorded in a repository that refer to another.
+    pub(super) fn referring(&self, repository: &Repository, subject: &Digest) -> Vec<Digest> {
+        let Some(folder) = self.repositories.get(repository) else { return Vec::new() };
+        let refers = |manifest: &&Digest| {
+            self.manifests.get(*manifest).is_some_and(|listed| listed.lines.subject.as_ref() == Some(subject))
+        };
+        folder.manifests.keys().filter(refers).copied().collect()
+    }
+
     /// The manifests recorded in a repository, newest first, at most `limit` of them.
     pub(super) fn manifests(&self, repository: &Repository, limit: usize) -> Vec<Digest> {
         let Some(folder) = self.repositories.get(repository) else { return Vec::new() };

@@ -65,6 +65,15 @@ impl World {
         let referrers = format!("/v2/library/multi/referrers/{}?ns=docker.io", self.index.manifest.digest);
         let listed = send(serving.addr, &Request::get(referrers)).await.json();
         assert_eq!(listed["manifests"][0]["digest"], self.signature.manifest.digest);
+        let cold = send(serving.addr, &Request::get(manifest("library/never", "v1"))).await;
+        assert_eq!((cold.status(), cold.error_code().as_str()), (404, "MANIFEST_UNKNOWN"));
+        assert!(cold.text().contains("offline: not seeded: docker.io/library/never:v1"), "{}", cold.text());
+        let cold = send(serving.addr, &Request::get(blob("library/app", &Blob::noise(99, 5).digest))).await;
+        assert_eq!((cold.status(), cold.error_code().as_str()), (404, "BLOB_UNKNOWN"));
+        let ready = send(serving.admin, &Request::get("/readyz")).await;
+        assert_eq!(ready.status(), 200, "{}", ready.text());
+        let tags = send(serving.addr, &Request::get("/v2/library/app/tags/list?ns=docker.io")).await.json();
+        assert!(tags["tags"].as_array().unwrap().contains(&json!("v1")), "{tags}");
         assert_eq!(self.registry.seen(&On::any()).len(), 0, "offline asks nobody");
         serving.kill();
     }
@@ -266,4 +275,44 @@ async fn a_killed_run_is_gone_on_with_and_comes_to_the_same() {
     well(&program.run("seed", &BOTH));
     well(&program.run("have", &BOTH));
     world.assert_served_offline(&program, 2).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn offline_lists_of_referrers_show_what_is_held_and_warn_of_the_rest() {
+    let world = World::new().await;
+    let program = Program::new(&world.registry, "64MiB");
+    well(&program.run("seed", &["multi:v1", "--platform", "all"]));
+    well(&program.run("seed", &["app:v1", "--no-referrers"]));
+    program.rewrite("ttl = \"0s\"", "ttl = \"0s\"\nlist_ttl = \"0s\"");
+    // One more signature, which only the list knows.
+    let late = Image::artifact(31, SIGNATURE, &world.index.manifest);
+    world.registry.put_untagged("library/multi", &late);
+    let serving = program.serve().await;
+    let referrers = |of: &str, digest: &str| Request::get(format!("/v2/library/{of}/referrers/{digest}?ns=docker.io"));
+    let of_index = referrers("multi", &world.index.manifest.digest);
+    let digests = |answer: &crate::support::client::Answer| {
+        let list = answer.json()["manifests"].as_array().unwrap().clone();
+        list.iter().map(|entry| entry["digest"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(digests(&send(serving.addr, &of_index).await).len(), 2);
+    // What clients have got is published a moment later.
+    let lists = program.data().join("v1/repositories/docker.io/library/multi/_lists");
+    let is_late =
+        |file: std::path::PathBuf| std::fs::read_to_string(file).is_ok_and(|text| text.contains(&late.manifest.digest));
+    crate::support::until("the list is kept", || {
+        std::fs::read_dir(&lists).unwrap().flatten().any(|file| is_late(file.path()))
+    })
+    .await;
+    serving.kill();
+    program.rewrite("[server]", "offline = true\n[server]");
+    let serving = program.serve().await;
+    let held = send(serving.addr, &of_index).await;
+    assert_eq!((held.status(), digests(&held)), (200, vec![world.signature.manifest.digest.clone()]));
+    assert!(held.header("warning").unwrap().contains("1 of 2 referrers are not held"), "{:?}", held.head);
+    let entry = &held.json()["manifests"][0];
+    assert_eq!(entry["artifactType"], SIGNATURE);
+    let never = send(serving.addr, &referrers("app", &world.image.manifest.digest)).await;
+    assert_eq!((never.status(), digests(&never)), (200, vec![]));
+    assert!(never.header("warning").unwrap().contains("nobody has asked upstream"), "{:?}", never.head);
+    serving.kill();
 }
