@@ -107,8 +107,7 @@ pub async fn start_with(
     source: Option<ConfigSource>,
     faults: Option<Arc<dyn Faults>>,
 ) -> Result<Running, StartError> {
-    let (metrics, readiness) = (Arc::new(Metrics::new()), Readiness::starting());
-    let shutdown = Shutdown::new(GRACE);
+    let (metrics, readiness, shutdown) = (Arc::new(Metrics::new()), Readiness::starting(), Shutdown::new(GRACE));
     // Health can be asked for until the very end.
     let admin_shutdown = Shutdown::new(Duration::from_secs(1));
     let (tls, admin_tls) = (tls(&config.server.tls)?, tls(&config.admin.tls)?);
@@ -117,10 +116,9 @@ pub async fn start_with(
     let (listen, admin) = (addresses(&listeners), addresses(&admin_listeners));
     let auth = Pool::new("auth", AUTH_THREADS)?;
     let (activity, history) = (Activity::default(), History::default());
-    let jobs = Jobs::new(&shutdown);
-    let checks = Checks::new(auth.clone());
+    let (checks, jobs) = (Checks::new(auth.clone()), Jobs::new(&shutdown, &metrics));
     let guard = live::guard(config, &checks);
-    let api = Api::new(guard, Arc::clone(&metrics), readiness.clone(), activity.clone(), history.clone(), jobs);
+    let api = Api::new(guard, Arc::clone(&metrics), readiness.clone(), activity.clone(), history.clone(), jobs.clone());
     let router = admin::router(Arc::clone(&metrics), readiness.clone(), &api, &address_for_clients(config, &listen));
     let admin_tasks =
         serve(admin_listeners, admin_tls.as_ref(), &router, &Limits::default(), &metrics, &admin_shutdown);
@@ -143,6 +141,7 @@ pub async fn start_with(
         edge,
         api,
         places: limits.places,
+        jobs,
         checks,
         tls: tls.into_iter().chain(admin_tls).collect(),
         listen: listen.clone(),
@@ -151,6 +150,7 @@ pub async fn start_with(
     live.answer_by(config);
     readiness.set_degraded("store", store.trouble());
     let draining = shutdown.draining_token();
+    live.keep_warm(config, auth.clone(), &draining);
     let reloader = source.map(|source| Reloader::start(source, config.clone(), live.clone(), auth, draining.clone()));
     tasks::spawn("history", draining.run_until_cancelled_owned(history.keep(activity, Arc::clone(&metrics))));
     let (sweeping, scrubbing) = storage::look_after(&store, config, &readiness, &metrics, &shutdown);

@@ -12,6 +12,7 @@ use crate::api_client::{ApiClient, ApiClientError};
 use crate::app;
 use crate::config::PlatformName;
 use crate::files;
+use crate::jobs::lists;
 use crate::jobs::seed::{Begun, Progress, Request, Wanted, Watch, seed};
 use crate::oci::ImageName;
 use crate::store::PinName;
@@ -74,9 +75,6 @@ const FOLDERS_DEPTH_MAX: usize = 16;
 
 /// How often a server is asked how far it has come, and the bars are drawn.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
-
-/// The word for all platforms.
-const ALL: &str = "all";
 
 /// Runs the command. Fails when anything is missing.
 pub(super) fn run(args: &Seed) -> ExitCode {
@@ -203,13 +201,16 @@ impl Asked {
 impl WantedArgs {
     /// Reads all that was named. The error says which file is wrong, and where.
     pub(super) fn read(&self) -> Result<Asked, String> {
-        let platforms = platforms(self.platform.iter().map(String::as_str))?;
+        let platforms = platforms(&self.platform.iter().map(String::as_str).collect::<Vec<_>>())?;
         let mut asked = Asked::default();
         for image in &self.images {
             asked.add(image.clone(), &platforms);
         }
         for path in &self.file {
-            read_list(&mut asked, path, &platforms)?;
+            let listed = lists::read(&path.display().to_string(), &read_text(path)?, &platforms);
+            for Wanted { image, platforms } in listed.map_err(|error| error.to_string())? {
+                asked.add(image, &platforms);
+            }
         }
         let mut found = Found::default();
         for path in &self.from_manifests {
@@ -244,29 +245,8 @@ impl WantedArgs {
     }
 }
 
-fn read_list(asked: &mut Asked, path: &Path, all: &[PlatformName]) -> Result<(), String> {
-    for (number, line) in read_text(path)?.lines().enumerate() {
-        let line = line.split_once('#').map_or(line, |(before, _)| before);
-        let mut words = line.split_whitespace();
-        let Some(image) = words.next() else { continue };
-        let wrong = |what: String| format!("{}:{}: {what}", path.display(), number + 1);
-        let image = image.parse::<ImageName>().map_err(|error| wrong(format!("{image:?} names no image: {error}")))?;
-        let own: Vec<&str> = words.flat_map(|word| word.split(',')).filter(|word| !word.is_empty()).collect();
-        if own.is_empty() {
-            asked.add(image, all);
-        } else {
-            asked.add(image, &platforms(own.into_iter()).map_err(wrong)?);
-        }
-    }
-    Ok(())
-}
-
 /// Platforms as they are written; what this machine runs if none is, and none for all.
-fn platforms<'a>(written: impl Iterator<Item = &'a str>) -> Result<Vec<PlatformName>, String> {
-    let written: Vec<&str> = written.collect();
-    if written.contains(&ALL) {
-        return Ok(Vec::new());
-    }
+fn platforms(written: &[&str]) -> Result<Vec<PlatformName>, String> {
     if written.is_empty() {
         return Ok(vec![PlatformName {
             os: "linux".to_owned(),
@@ -274,7 +254,7 @@ fn platforms<'a>(written: impl Iterator<Item = &'a str>) -> Result<Vec<PlatformN
             variant: None,
         }]);
     }
-    written.into_iter().map(str::parse).collect()
+    lists::platforms(written)
 }
 
 /// This machine's architecture, by the names that images have for them.

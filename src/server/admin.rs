@@ -132,7 +132,7 @@ mod tests {
     fn api() -> Api {
         let checks = Checks::new(Pool::new("test", 1).unwrap());
         let guard = Guard::new(Known::new(&Users::default()), Vec::new(), checks);
-        let jobs = Jobs::new(&Shutdown::new(Duration::ZERO));
+        let jobs = Jobs::new(&Shutdown::new(Duration::ZERO), &Arc::default());
         Api::new(guard, Arc::default(), Readiness::starting(), Activity::default(), History::default(), jobs)
     }
 

@@ -20,7 +20,7 @@ const MAY_USE: [(&str, &[&str]); 23] = [
     ("store", &[]),
     ("upstream", &["files"]),
     ("fill", &["store"]),
-    ("jobs", &["config", "mirror", "store", "shutdown"]),
+    ("jobs", &["config", "files", "mirror", "store", "shutdown"]),
     ("api_client", &["upstream"]),
     ("workloads", &[]),
     ("mirror", &["config", "files", "fill", "upstream", "store"]),

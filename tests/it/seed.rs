@@ -316,3 +316,43 @@ async fn offline_lists_of_referrers_show_what_is_held_and_warn_of_the_rest() {
     assert!(never.header("warning").unwrap().contains("nobody has asked upstream"), "{:?}", never.head);
     serving.kill();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lists_are_kept_warm_and_changes_of_a_list_are_followed() {
+    let world = World::new().await;
+    let program = Program::new(&world.registry, "64MiB");
+    let list = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(list.path(), "app:v1\n").unwrap();
+    let section = |more: &str| {
+        format!("[warm.release]\nfile = {}\ninterval = \"1h\"\nreferrers = false\n{more}", json!(list.path()))
+    };
+    program.configure(&section(""));
+    let serving = program.serve().await;
+    let state = async || send(serving.admin, &Request::get("/api/v1/warm")).await.json()["items"][0].clone();
+    let after = async |run: u64| loop {
+        let state = state().await;
+        if state["run"].as_u64() >= Some(run) && state["ended"].is_u64() {
+            return state;
+        }
+        tokio::task::yield_now().await;
+    };
+    let first = after(1).await;
+    assert_eq!(
+        (&first["name"], &first["complete"], &first["problem"]),
+        (&json!("release"), &json!(true), &Value::Null)
+    );
+    assert_eq!(world.registry.count(&On::blob(&world.image.layers[1].digest)), 1);
+    assert!(text(&program.run("pin", &[])).contains("release  docker.io/library/app:v1"));
+    let metrics = send(serving.admin, &Request::get("/metrics")).await.text();
+    assert!(metrics.contains("cachalot_warm_complete{list=\"release\"} 1"), "{metrics}");
+
+    // A changed list is looked at at once, and what can't be had is told.
+    program.rewrite(&section(""), &section("images = [\"multi:v1\", \"absent:v9\"]\nplatforms = [\"linux/amd64\"]\n"));
+    assert_eq!(send(serving.admin, &Request::new("POST", "/api/v1/reload")).await.status(), 200);
+    let second = after(2).await;
+    assert_eq!(second["complete"], json!(false));
+    let run = send(serving.admin, &Request::get(format!("/api/v1/seeds/{}", second["run"]))).await.json();
+    assert!(run["images"][1]["missing"][0].as_str().unwrap().contains("absent:v9"), "{run}");
+    well(&program.run("have", &["multi:v1", "--platform", "linux/amd64"]));
+    serving.kill();
+}

@@ -136,6 +136,7 @@ impl Api {
             .route("/verify", get(verify::show).post(verify::begin))
             .route("/seeds", get(seeds::list).post(seeds::begin))
             .route("/seeds/{number}", get(seeds::show))
+            .route("/warm", get(seeds::warm))
             .route("/have", get(seeds::have))
             .route("/reload", post(reload::reload))
             .route("/log", get(logs::show).put(logs::change))

@@ -1,4 +1,4 @@
-//! `/seeds` and `/have`: images fetched ahead of time, and whether they are there to the last byte.
+//! `/seeds`, `/warm` and `/have`: images fetched ahead of time, and whether they are there to the last byte.
 
 use axum::Extension;
 use axum::body::Bytes;
@@ -12,7 +12,7 @@ use crate::config::PlatformName;
 use crate::jobs::seed::{Begun, Request};
 use crate::oci::ImageName;
 
-use super::page::{self, Query};
+use super::page::{self, Page, Query};
 use super::{Api, ApiError, Operator};
 
 pub(super) async fn list(State(api): State<Api>) -> Result<Response, ApiError> {
@@ -46,6 +46,10 @@ pub(super) async fn begin(
     let pinned = pin.map_or_else(String::new, |name| format!(", pinned by {name}"));
     audit::changed("seeding begun", &operator.actor, "images", &"-", &format!("{count} images{pinned}"));
     page::ok(&Begun { number })
+}
+
+pub(super) async fn warm(State(api): State<Api>) -> Result<Response, ApiError> {
+    page::ok(&Page::whole(api.0.jobs.warming.states()))
 }
 
 pub(super) async fn have(State(api): State<Api>, RawQuery(query): RawQuery) -> Result<Response, ApiError> {
