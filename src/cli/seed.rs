@@ -19,7 +19,7 @@ use crate::store::PinName;
 use crate::workloads::{self, Found};
 
 use super::seed_report::Display;
-use super::store::{Place, StoreArgs, refused, with_store};
+use super::store::{Place, StoreArgs, refused, with_store_or_new};
 use super::{EXIT_FAILURE, fail};
 
 /// The arguments of `seed`.
@@ -92,7 +92,7 @@ pub(super) fn run(args: &Seed) -> ExitCode {
         pin: args.pin.clone(),
         dry_run: args.dry_run,
     };
-    with_store(&args.store, async |place| {
+    with_store_or_new(&args.store, true, async |place| {
         let display = Display::new(args.json, args.dry_run);
         let progress = match (place, args.watch) {
             (Place::Stopped(..), Some(_)) => return fail("no server runs, so there is no run to watch"),

@@ -10,7 +10,7 @@ use crate::app;
 use crate::config::{Config, Env as _, ProcessEnv};
 use crate::files;
 use crate::secret::Secret;
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, is_store};
 
 use super::{Settings, block_on, fail, fail_config};
 
@@ -48,8 +48,18 @@ const TOKEN_BYTES_MAX: u64 = 4096;
 
 const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
 
-/// Has `work` done where the store is: on the store itself, which is closed afterwards, or on its server.
+/// Has `work` done where the store is: on the store itself, which is closed afterwards, or on its server. There must be one:
+/// whoever looks for something in the wrong place is told so.
 pub(super) fn with_store(args: &StoreArgs, work: impl AsyncFnOnce(&Place) -> ExitCode) -> ExitCode {
+    with_store_or_new(args, false, work)
+}
+
+/// The same, where a store that isn't there yet may be made.
+pub(super) fn with_store_or_new(
+    args: &StoreArgs,
+    may_make: bool,
+    work: impl AsyncFnOnce(&Place) -> ExitCode,
+) -> ExitCode {
     if let Some(server) = &args.server {
         return match args.client(server) {
             Ok(client) => block_on(work(&Place::Running(client))),
@@ -61,6 +71,12 @@ pub(super) fn with_store(args: &StoreArgs, work: impl AsyncFnOnce(&Place) -> Exi
         Ok(config) => config,
         Err(errors) => return fail_config(&errors),
     };
+    if !may_make && !is_store(&config.storage.path) {
+        let path = config.storage.path.display();
+        return fail(&format!(
+            "there is no store in {path}; name its folder with --data, or its configuration with --config"
+        ));
+    }
     block_on(async {
         match app::open_alone(&config).await {
             Ok(store) => {

@@ -50,6 +50,7 @@ pub use mistake::{ConfigErrors, EXIT_CONFIG, Mistake, Place, Position, Source};
 pub use policy::{DeletedTags, NameGlobs, PlatformName};
 pub use upstream::{Proxy, TagGlobs, Upstream, UpstreamName};
 pub use users::{Token, TokenSecret, Users};
+pub use values::log_level;
 pub use warm::Warm;
 
 /// The configuration as meant: complete, checked, with nothing left to look up.

@@ -140,7 +140,7 @@ async fn answer(edge: &Edge, request: &Parts, logged: &mut Logged) -> Answer {
         logged.user = Some(Arc::clone(name));
     }
     if let Endpoint::Ping = route.endpoint {
-        door::admit_ping(edge, reader.as_ref())?;
+        door::admit_ping(edge, reader.as_ref(), &request.headers)?;
         // Never asks upstream: clients take a mirror whose ping fails for a dead one.
         return match &route.prefix {
             Some(prefix) if edge.mirror.registry_called(prefix).is_none() => Err(ErrorResponse::new(

@@ -42,6 +42,11 @@ pub(super) struct Layout {
     base: PathBuf,
 }
 
+/// Whether a folder is a store's data directory, or was one.
+pub fn is_store(folder: &Path) -> bool {
+    folder.join(VERSION).is_dir()
+}
+
 // === impl Layout ===
 
 impl Layout {

@@ -81,6 +81,7 @@ pub use blob::{Blob, OpenFile, READ_BYTES_MAX};
 pub use checkpoint::{CheckedPiece, Checkpoint, PIECE_BYTES_MAX, Prefix};
 pub use error::{NoRoom, StoreError};
 pub use images::{HeldImage, HeldLayer, RemoveError, Removed};
+pub use layout::is_store;
 pub use ledger::Reservation;
 pub use lists::{ListName, ListRecord};
 pub use missing::Holding;

@@ -306,7 +306,8 @@ async fn a_deleted_tag_outlives_a_restart_though_a_credential_is_configured() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_herd_costs_one_look_at_what_strangers_may_read() {
     let (registry, public, _, builder) = world(bearer(), true).await;
-    let mirror = builder.start().await;
+    // Who comes when all is over already finds the tag fresh.
+    let mirror = builder.tag_ttl("1h").start().await;
     let gate = registry.gate(On::manifest("v1").head());
     let mut herd = Vec::new();
     for _ in 0..20 {
@@ -378,5 +379,24 @@ async fn a_manifest_that_names_what_a_credential_once_opened_does_not_open_it_wh
     registry.go_down().await;
     let stolen = mirror.get(&blob("mallory/open", &private.layers[0].digest)).await;
     assert_eq!((stolen.status(), stolen.error_code().as_str()), (403, "DENIED"));
+    mirror.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_held_before_its_manifest_came_is_served_while_upstream_is_gone() {
+    let (registry, public, _, builder) = world(bearer(), true).await;
+    let mirror = builder.start().await;
+    for part in public.blobs() {
+        mirror.get(&blob("library/app", &part.digest)).await.assert_ok(&part.bytes);
+    }
+    mirror.idle().await;
+    // What upstream said of them was noted nowhere: no manifest listed them.
+    let mirror = mirror.stop().await.start().await;
+    mirror.get(&manifest("library/app", "v1")).await.assert_ok(&public.manifest.bytes);
+    let asked = || public.blobs().all(|part| registry.count(&On::blob(&part.digest).head()) > 0);
+    crate::support::until("upstream is asked ahead", asked).await;
+    mirror.idle().await;
+    registry.go_down().await;
+    mirror.pull("library/app", "v1", &public).await;
     mirror.finish().await;
 }
