@@ -37,7 +37,7 @@ use crate::store::{Faults, Store, StoreError};
 use crate::tasks::{self, Pool, PoolError};
 use crate::upstream::Instance;
 
-pub use upstreams::Clients;
+pub use upstreams::{Clients, names};
 
 use live::Live;
 use reload::Reloader;

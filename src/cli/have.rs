@@ -41,6 +41,10 @@ pub(super) fn run(args: &Have) -> ExitCode {
     with_store(&args.store, async |place| {
         let mut found = Vec::new();
         for wanted in &asked.images {
+            let wanted = &match place.canonical_if_known(&wanted.image) {
+                Ok(image) => Wanted { image, platforms: wanted.platforms.clone() },
+                Err(message) => return fail(&message),
+            };
             match look(place, wanted, !args.no_referrers).await {
                 Ok(holding) => found.push(holding),
                 Err(error) => return refused(&error),

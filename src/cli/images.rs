@@ -127,6 +127,13 @@ pub(super) fn remove(args: &Rm) -> ExitCode {
     with_store(&args.store, async |place| {
         let mut code = ExitCode::SUCCESS;
         for image in &args.images {
+            let image = &match place.canonical_if_known(image) {
+                Ok(image) => image,
+                Err(message) => {
+                    code = fail(&message);
+                    continue;
+                }
+            };
             let removed = match place {
                 Place::Stopped(store, _) => store.remove_image(image).await.map_err(|error| fail(&error.to_string())),
                 Place::Running(server) => {

@@ -53,12 +53,11 @@ pub(super) fn pin(args: &PinArgs) -> ExitCode {
                 Err(error) => refused(&error),
             };
         };
-        let pin = Pin {
-            roots: args.images.clone(),
-            platforms: args.platform.clone(),
-            referrers: args.referrers,
-            created: Timestamp::now(),
+        let roots = match place.canonical(&args.images) {
+            Ok(roots) => roots,
+            Err(message) => return fail(&message),
         };
+        let pin = Pin { roots, platforms: args.platform.clone(), referrers: args.referrers, created: Timestamp::now() };
         match place {
             Place::Stopped(store, _) => match store.pin(name, pin).await {
                 Ok(()) => ExitCode::SUCCESS,

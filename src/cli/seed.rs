@@ -86,7 +86,7 @@ pub(super) fn run(args: &Seed) -> ExitCode {
         found.say();
         return fail("there is nothing to fetch: name images, or give --file or --from-manifests");
     }
-    let request = Request {
+    let mut request = Request {
         images: found.images.clone(),
         no_referrers: args.no_referrers,
         pin: args.pin.clone(),
@@ -101,6 +101,13 @@ pub(super) fn run(args: &Seed) -> ExitCode {
                     Ok(parts) => parts,
                     Err(error) => return fail(&error.to_string()),
                 };
+                // One whose registry isn't configured is named among what is missing.
+                for wanted in &mut request.images {
+                    wanted.image = match place.canonical_if_known(&wanted.image) {
+                        Ok(image) => image,
+                        Err(message) => return fail(&message),
+                    };
+                }
                 let watch = Watch::new(&request);
                 let mut ticks = tokio::time::interval(LOOK_EVERY);
                 let seeding = seed(&mirror, store, &request, &watch);

@@ -9,6 +9,7 @@ use crate::api_client::{ApiClient, ApiClientError};
 use crate::app;
 use crate::config::{Config, Env as _, ProcessEnv};
 use crate::files;
+use crate::oci::ImageName;
 use crate::secret::Secret;
 use crate::store::{Store, StoreError, is_store};
 
@@ -120,6 +121,29 @@ pub(super) fn size(bytes: u64) -> String {
         unit += 1;
     }
     if unit == 0 { format!("{bytes} B") } else { format!("{}.{} {}", tenths / 10, tenths % 10, UNITS[unit]) }
+}
+
+// === impl Place ===
+
+impl Place {
+    /// Images by the canonical names of their registries, which must be configured. A server sees to that itself.
+    pub(super) fn canonical(&self, images: &[ImageName]) -> Result<Vec<ImageName>, String> {
+        match self {
+            Self::Stopped(_, config) => {
+                let names = app::names(config);
+                images.iter().map(|image| names.canonical(image).map_err(|error| error.to_string())).collect()
+            }
+            Self::Running(_) => Ok(images.to_vec()),
+        }
+    }
+
+    /// The same for what may be held although its registry is configured no longer.
+    pub(super) fn canonical_if_known(&self, image: &ImageName) -> Result<ImageName, String> {
+        match self {
+            Self::Stopped(_, config) => app::names(config).canonical_if_known(image).map_err(|error| error.to_string()),
+            Self::Running(_) => Ok(image.clone()),
+        }
+    }
 }
 
 // === impl StoreArgs ===

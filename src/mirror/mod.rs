@@ -47,7 +47,7 @@ pub use health::UpstreamHealth;
 pub use manifests::ManifestAnswer;
 pub use outcome::Outcome;
 pub use referrers::ReferrersAnswer;
-pub use resolve::{Names, Resolved, Unresolved};
+pub use resolve::{Misnamed, Names, Resolved, Unresolved};
 pub use seed::{Order as SeedOrder, Run as SeedRun, Tally as SeedTally};
 pub use tag_list::TagsAnswer;
 pub use upstreams::{ClientFactory, Mirrored, Policy, Source, Target, Upstreams};
@@ -258,6 +258,11 @@ impl Mirror {
     /// The canonical name of the registry that a name or alias means, if it is configured.
     pub fn registry_called(&self, name: &str) -> Option<RegistryName> {
         self.0.upstreams.registry_called(name)
+    }
+
+    /// The names under which upstreams can be asked for.
+    pub fn names(&self) -> &Names {
+        self.0.upstreams.names()
     }
 
     /// Ends what goes on behind the answers, such as checks of tags, and waits until it has ended.

@@ -155,3 +155,30 @@ async fn where_there_is_no_store_none_is_made_by_looking() {
         assert!(!program.data().exists(), "{name}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn images_are_meant_by_the_names_of_their_registries_and_never_by_chance() {
+    for runs in [false, true] {
+        let (program, _, mut serving) = world(runs).await;
+        program.configure(
+            "[upstreams.\"registry.corp\"]\naliases = [\"corp\", \"hub.corp\"]\nendpoints = [\"http://127.0.0.1:1\"]\n",
+        );
+        if runs {
+            drop(serving.take());
+            serving = Some(program.serve().await);
+        }
+        for (image, wrong) in [
+            ("corp/team/app:1", "as in registry.corp/team/app"),
+            ("nosuch.corp/x:1", "\"nosuch.corp\" is not configured"),
+        ] {
+            let refused = program.run("pin", &["p", image]);
+            assert!(!refused.status.success() && text(&refused).contains(wrong), "{}", text(&refused));
+        }
+        assert!(program.run("pin", &["p", "hub.corp/team/app:1"]).status.success());
+        assert!(text(&program.run("pin", &[])).contains("registry.corp/team/app:1"));
+        // What is held of a registry that is configured no longer can go.
+        let absent = program.run("rm", &["nosuch.corp/x:1"]);
+        assert!(text(&absent).contains("nosuch.corp/x:1 is not held"), "{}", text(&absent));
+        drop(serving);
+    }
+}

@@ -10,7 +10,6 @@ use serde_json::json;
 use crate::audit;
 use crate::config::PlatformName;
 use crate::jobs::seed::{Begun, Request};
-use crate::oci::ImageName;
 
 use super::page::{self, Page, Query};
 use super::{Api, ApiError, Operator};
@@ -29,7 +28,7 @@ pub(super) async fn begin(
     State(api): State<Api>,
     body: Bytes,
 ) -> Result<Response, ApiError> {
-    let request: Request = serde_json::from_slice(&body).map_err(|error| {
+    let mut request: Request = serde_json::from_slice(&body).map_err(|error| {
         ApiError::bad_request(format!("the body is {{\"images\": [{{\"image\": \"nginx:1.27\"}}, …]}}: {error}"))
     })?;
     if request.images.is_empty() {
@@ -39,6 +38,11 @@ pub(super) async fn begin(
     if parts.offline {
         let why = "this server is offline and fetches nothing: import a bundle, or set offline = false";
         return Err(ApiError::new(StatusCode::CONFLICT, "offline", why));
+    }
+    for wanted in &mut request.images {
+        // One whose registry isn't configured is named among what is missing.
+        let canonical = parts.mirror.names().canonical_if_known(&wanted.image);
+        wanted.image = canonical.map_err(|error| ApiError::bad_request(error.to_string()))?;
     }
     let (count, pin) = (request.images.len(), request.pin.clone());
     let number = api.0.jobs.seeds.begin(parts.mirror, parts.store, request);
@@ -54,14 +58,12 @@ pub(super) async fn warm(State(api): State<Api>) -> Result<Response, ApiError> {
 
 pub(super) async fn have(State(api): State<Api>, RawQuery(query): RawQuery) -> Result<Response, ApiError> {
     let query = Query::read(query.as_deref(), &["image", "platforms", "referrers"])?;
-    let text =
-        query.get("image").ok_or_else(|| ApiError::bad_request("say which: ?image=docker.io/library/nginx:1.27"))?;
-    let image: ImageName =
-        text.parse().map_err(|error| ApiError::bad_request(format!("{text} is no image: {error}")))?;
+    let parts = api.parts()?;
+    let image = query.image(parts.mirror.names())?;
     let platforms = query.get("platforms").unwrap_or_default().split(',').filter(|platform| !platform.is_empty());
     let platforms: Result<Vec<_>, _> =
         platforms.map(|platform| platform.parse::<PlatformName>().map(|platform| platform.to_string())).collect();
     let platforms = platforms.map_err(ApiError::bad_request)?;
     let referrers = query.get("referrers") != Some("false");
-    page::ok(&api.parts()?.store.holding(&image, &platforms, referrers).await)
+    page::ok(&parts.store.holding(&image, &platforms, referrers).await)
 }
