@@ -7,7 +7,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
-use http::header::{ALLOW, CONTENT_LENGTH, CONTENT_TYPE, HOST, VIA};
+use http::header::{ALLOW, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HOST, VIA};
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use ipnet::IpNet;
@@ -23,7 +23,7 @@ use super::auth::{Checks, Identity, Readers};
 use super::connection::ConnectionInfo;
 use super::error::ErrorResponse;
 use super::stream::AbortHandle;
-use super::{blobs, door, lists, manifests, proxies};
+use super::{blobs, door, lists, manifests, proxies, range};
 
 /// What handlers need.
 #[derive(Clone, Debug)]
@@ -103,6 +103,13 @@ async fn respond(edge: EdgeCell, request: Request) -> Response {
         Ok((mut response, outcome)) => {
             logged.outcome = outcome.label();
             insert(response.headers_mut(), CACHE_STATUS, &outcome.to_string());
+            if range::is_known(&request.headers, response.headers()) {
+                *response.status_mut() = StatusCode::NOT_MODIFIED;
+                for name in [CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE] {
+                    response.headers_mut().remove(name);
+                }
+                *response.body_mut() = Body::empty();
+            }
             response
         }
         Err(error) => {
