@@ -19,7 +19,7 @@ use tokio::task::JoinHandle;
 use crate::audit::Actor;
 use crate::config::{self, Config};
 use crate::fill::{self, Fills};
-use crate::jobs::verify::Verification;
+use crate::jobs::Jobs;
 use crate::metrics::Metrics;
 use crate::mirror::Mirror;
 use crate::server::Router;
@@ -37,7 +37,7 @@ use crate::store::{Faults, Store, StoreError};
 use crate::tasks::{self, Pool, PoolError};
 use crate::upstream::Instance;
 
-pub use upstreams::Clients;
+pub use upstreams::{Clients, names};
 
 use live::Live;
 use reload::Reloader;
@@ -107,9 +107,7 @@ pub async fn start_with(
     source: Option<ConfigSource>,
     faults: Option<Arc<dyn Faults>>,
 ) -> Result<Running, StartError> {
-    let metrics = Arc::new(Metrics::new());
-    let readiness = Readiness::starting();
-    let shutdown = Shutdown::new(GRACE);
+    let (metrics, readiness, shutdown) = (Arc::new(Metrics::new()), Readiness::starting(), Shutdown::new(GRACE));
     // Health can be asked for until the very end.
     let admin_shutdown = Shutdown::new(Duration::from_secs(1));
     let (tls, admin_tls) = (tls(&config.server.tls)?, tls(&config.admin.tls)?);
@@ -117,13 +115,13 @@ pub async fn start_with(
     let admin_listeners = listen::bind(&config.admin.listen)?;
     let (listen, admin) = (addresses(&listeners), addresses(&admin_listeners));
     let auth = Pool::new("auth", AUTH_THREADS)?;
-    let checks = Checks::new(auth.clone());
-    let (activity, history, jobs) = (Activity::default(), History::default(), Verification::new(shutdown.clone()));
+    let (activity, history) = (Activity::default(), History::default());
+    let (checks, jobs) = (Checks::new(auth.clone()), Jobs::new(&shutdown, &metrics));
     let guard = live::guard(config, &checks);
-    let api = Api::new(guard, Arc::clone(&metrics), readiness.clone(), activity.clone(), history.clone(), jobs);
+    let api = Api::new(guard, Arc::clone(&metrics), readiness.clone(), activity.clone(), history.clone(), jobs.clone());
     let router = admin::router(Arc::clone(&metrics), readiness.clone(), &api, &address_for_clients(config, &listen));
-    let limits = Limits::default();
-    let admin_tasks = serve(admin_listeners, admin_tls.as_ref(), &router, &limits, &metrics, &admin_shutdown);
+    let admin_tasks =
+        serve(admin_listeners, admin_tls.as_ref(), &router, &Limits::default(), &metrics, &admin_shutdown);
 
     let limits = Limits { places: Places::new(live::place_limits(config)), ..Limits::default() };
     let edge = EdgeCell::default();
@@ -143,6 +141,7 @@ pub async fn start_with(
         edge,
         api,
         places: limits.places,
+        jobs,
         checks,
         tls: tls.into_iter().chain(admin_tls).collect(),
         listen: listen.clone(),
@@ -151,6 +150,7 @@ pub async fn start_with(
     live.answer_by(config);
     readiness.set_degraded("store", store.trouble());
     let draining = shutdown.draining_token();
+    live.keep_warm(config, auth.clone(), &draining);
     let reloader = source.map(|source| Reloader::start(source, config.clone(), live.clone(), auth, draining.clone()));
     tasks::spawn("history", draining.run_until_cancelled_owned(history.keep(activity, Arc::clone(&metrics))));
     let (sweeping, scrubbing) = storage::look_after(&store, config, &readiness, &metrics, &shutdown);
@@ -302,6 +302,14 @@ fn limits_of(config: &Config) -> fill::Limits {
     let config::Fill { connections_per_blob, parallel_above_bytes, complete_from_percent, .. } = config.fill;
     let complete_from_percent = u64::from(complete_from_percent);
     fill::Limits { connections_per_blob, parallel_above_bytes, complete_from_percent, ..fill::Limits::default() }
+}
+
+/// What fetches into a store that is open alone: for commands. Both are to be stopped before the store is closed.
+pub fn mirror_alone(config: &Config, store: &Store) -> Result<(Mirror, Fills), PoolError> {
+    let metrics = Arc::new(Metrics::new());
+    let fills = first_fills(config, store, &metrics)?;
+    let mirror = first_mirror(config, &Instance::random(), store, &fills, &metrics);
+    Ok((mirror, fills))
 }
 
 /// The store of a configuration whose server does not run: for commands. Nobody is waited for.

@@ -40,6 +40,15 @@ pub enum FileProblem {
     NotText,
 }
 
+/// What lies in a folder, by name.
+pub fn entries(folder: &Path) -> Result<Vec<PathBuf>, FileError> {
+    let list =
+        || std::fs::read_dir(folder)?.map(|entry| entry.map(|entry| entry.path())).collect::<io::Result<Vec<_>>>();
+    let mut entries = list().map_err(|error| FileError { path: folder.to_owned(), problem: error.into() })?;
+    entries.sort_unstable();
+    Ok(entries)
+}
+
 /// A file whose content means something, read again when it changes. Mounted secrets are replaced while we run.
 pub struct Watched<T> {
     path: PathBuf,

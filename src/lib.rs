@@ -42,3 +42,4 @@ pub mod secret;
 pub mod shutdown;
 pub mod tasks;
 pub mod telemetry;
+pub mod workloads;

@@ -52,6 +52,13 @@ pub struct UpstreamLabels {
     pub upstream: String,
 }
 
+/// A single `list` label: the name of a `[warm.NAME]`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ListLabels {
+    /// The name.
+    pub list: String,
+}
+
 /// Labels of `cachalot_verify_failures_total`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct WhereLabels {
@@ -108,6 +115,8 @@ pub struct Metrics {
     pub stale_served: Family<UpstreamLabels, Counter>,
     pub stale_age_seconds: Family<UpstreamLabels, Seconds>,
     pub refused_names: Counter,
+    pub warm_complete: Family<ListLabels, Gauge>,
+    pub warm_last_run_timestamp_seconds: Family<ListLabels, Gauge>,
 }
 
 struct RegistryBox(Registry);
@@ -177,6 +186,8 @@ impl Metrics {
             stale_served: Family::default(),
             stale_age_seconds: Family::default(),
             refused_names: Counter::default(),
+            warm_complete: Family::default(),
+            warm_last_run_timestamp_seconds: Family::default(),
         };
         let registry = metrics.registered();
         metrics.registry = Mutex::new(RegistryBox(registry));
@@ -230,6 +241,9 @@ impl Metrics {
         r.register("stale_served", "Tags served stale because upstream failed", self.stale_served.clone());
         r.register("stale_age_seconds", "Age of the stale tag served last", self.stale_age_seconds.clone());
         r.register("refused_names", "Requests for registries that are not configured", self.refused_names.clone());
+        r.register("warm_complete", "Whether all images of a list are held (1 or 0)", self.warm_complete.clone());
+        let last_run = self.warm_last_run_timestamp_seconds.clone();
+        r.register("warm_last_run_timestamp_seconds", "When a list was last looked at to its end", last_run);
         r
     }
 

@@ -4,9 +4,11 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use tokio_util::sync::CancellationToken;
 
 use crate::config::{self, Config, UnverifiedRanges};
 use crate::fill::Fills;
+use crate::jobs::Jobs;
 use crate::metrics::Metrics;
 use crate::mirror::{Mirror, Settings};
 use crate::server::accept::{PlaceLimits, Places};
@@ -15,6 +17,7 @@ use crate::server::auth::{Checks, Known, Readers};
 use crate::server::router::{Edge, EdgeCell};
 use crate::server::tls::{NewCertificates, Tls, TlsError};
 use crate::store::Store;
+use crate::tasks::{self, Pool};
 use crate::upstream::Instance;
 
 use super::storage::budget;
@@ -31,6 +34,7 @@ pub(super) struct Live {
     pub(super) api: Api,
     pub(super) places: Places,
     pub(super) checks: Checks,
+    pub(super) jobs: Jobs,
     pub(super) tls: Vec<Tls>,
     /// The addresses that were bound, in the order of the configuration.
     pub(super) listen: Vec<SocketAddr>,
@@ -86,6 +90,17 @@ impl Live {
         self.api.set_parts(Parts { mirror, store, fills, offline });
     }
 
+    /// Keeps the configured lists of images warm, until the server drains. Offline there is nothing to fetch.
+    pub(super) fn keep_warm(&self, config: &Config, pool: Pool, draining: &CancellationToken) {
+        if config.offline {
+            return;
+        }
+        let (warming, mirror) = (self.jobs.warming.clone(), Arc::clone(&self.mirror));
+        warming.set(&config.warm);
+        let keeping = warming.keep(move || mirror.lock().clone(), self.store.clone(), pool);
+        drop(tasks::spawn("warm", draining.clone().run_until_cancelled_owned(keeping)));
+    }
+
     /// Reads all certificates again. Shows none of them yet.
     pub(super) fn read_certificates(&self) -> Result<Certificates, TlsError> {
         self.tls.iter().map(Tls::read_again).collect::<Result<_, _>>().map(Certificates)
@@ -99,6 +114,7 @@ impl Live {
             tracing::error!("the capacity stays as it is: {error}");
         }
         self.places.set(place_limits(new));
+        self.jobs.warming.set(&new.warm);
         self.api.set_guard(guard(new, &self.checks));
         let before = self.mirror.lock().clone();
         let unchanged = |upstream: &config::Upstream| {

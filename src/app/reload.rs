@@ -192,6 +192,7 @@ fn changeable(old: &Config, new: &Config) -> Vec<String> {
         ("storage.capacity", old.storage.capacity != new.storage.capacity),
         ("storage.min_free", old.storage.min_free != new.storage.min_free),
         ("tags", old.tags != new.tags),
+        ("warm", old.warm != new.warm),
         (
             "upstreams",
             (&old.upstreams, &old.docker_config, &old.proxies) != (&new.upstreams, &new.docker_config, &new.proxies),

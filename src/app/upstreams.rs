@@ -98,31 +98,14 @@ fn source(credential: &config::Credential) -> CredentialSource {
     }
 }
 
-/// The upstreams, with a client for each (the one that `unchanged` has, or a new one) and a name table that leads to them.
-pub(super) fn upstreams(
-    config: &Config,
-    clients: &Clients,
-    unchanged: impl Fn(&Upstream) -> Option<Arc<upstream::Upstream>>,
-) -> Upstreams {
+/// The names under which upstreams can be asked for, numbered as in the configuration.
+pub fn names(config: &Config) -> Names {
     let mut names = Names::default();
-    let mut entries = Vec::new();
-    clients.metrics.declare_upstream("-", &Outcome::LABELS);
     for (number, upstream) in config.upstreams.iter().enumerate() {
-        clients.metrics.declare_upstream(upstream.name.as_str(), &Outcome::LABELS);
-        let pace = upstream.max_bandwidth.map(Pace::new);
-        let source = match &upstream.name {
-            UpstreamName::Exact(registry) => {
-                names.add(number, registry, &upstream.aliases);
-                let client = || Arc::new(clients.client(upstream, registry, pace.as_ref()));
-                Source::One(unchanged(upstream).unwrap_or_else(client))
-            }
-            UpstreamName::Pattern(pattern) => {
-                names.add_pattern(number, pattern.trim_start_matches('*'));
-                let (upstream, clients) = (upstream.clone(), clients.clone());
-                Source::Pattern(Box::new(move |registry| Arc::new(clients.client(&upstream, registry, pace.as_ref()))))
-            }
-        };
-        entries.push((policy(upstream), source));
+        match &upstream.name {
+            UpstreamName::Exact(registry) => names.add(number, registry, &upstream.aliases),
+            UpstreamName::Pattern(pattern) => names.add_pattern(number, pattern.trim_start_matches('*')),
+        }
     }
     for (host, registry) in &config.server.hosts {
         names.add_host(host, registry.as_str());
@@ -130,7 +113,33 @@ pub(super) fn upstreams(
     if let Some(default) = &config.server.default_upstream {
         names.set_default(default.as_str());
     }
-    Upstreams::new(names, entries)
+    names
+}
+
+/// The upstreams, with a client for each (the one that `unchanged` has, or a new one) and a name table that leads to them.
+pub(super) fn upstreams(
+    config: &Config,
+    clients: &Clients,
+    unchanged: impl Fn(&Upstream) -> Option<Arc<upstream::Upstream>>,
+) -> Upstreams {
+    let mut entries = Vec::new();
+    clients.metrics.declare_upstream("-", &Outcome::LABELS);
+    for upstream in &config.upstreams {
+        clients.metrics.declare_upstream(upstream.name.as_str(), &Outcome::LABELS);
+        let pace = upstream.max_bandwidth.map(Pace::new);
+        let source = match &upstream.name {
+            UpstreamName::Exact(registry) => {
+                let client = || Arc::new(clients.client(upstream, registry, pace.as_ref()));
+                Source::One(unchanged(upstream).unwrap_or_else(client))
+            }
+            UpstreamName::Pattern(_) => {
+                let (upstream, clients) = (upstream.clone(), clients.clone());
+                Source::Pattern(Box::new(move |registry| Arc::new(clients.client(&upstream, registry, pace.as_ref()))))
+            }
+        };
+        entries.push((policy(upstream), source));
+    }
+    Upstreams::new(names(config), entries)
 }
 
 fn policy(upstream: &Upstream) -> Policy {

@@ -1,5 +1,4 @@
-//! Files, folders and pipes that bundles are read from and written to: read and written on a thread of their own, put in place
-//! when they are whole.
+//! Files, folders and pipes outside the store: read and written on a thread of their own, put in place when they are whole.
 
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::Serialize;
 
@@ -40,7 +41,15 @@ pub struct Options {
     pub pin: Option<PinName>,
     /// Whether clients without an account may have the images, whatever the bundle says of that.
     pub public: Option<bool>,
+    /// How registries that have several names are called here.
+    pub canonical: Canonical,
 }
+
+/// An image by the canonical name of its registry, as everything that is kept has it, or why it has none.
+#[derive(Clone)]
+pub struct Canonical(pub Arc<Naming>);
+
+type Naming = dyn Fn(&ImageName) -> Result<ImageName, String> + Send + Sync;
 
 /// What was imported.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -158,7 +167,7 @@ async fn take(
     seen: &Seen<'_>,
 ) -> Result<Vec<Judged>, BundleError> {
     intake.take(reader, survey, seen).await?;
-    let judged = judge(store, intake, options.under.as_ref()).await?;
+    let judged = judge(store, intake, options).await?;
     record(store, &judged, options.public).await?;
     if let Some(name) = &options.pin {
         pin(store, name, &judged).await?;
@@ -218,6 +227,21 @@ impl Imported {
             unused_blobs,
             left_out: intake.left_out.clone().unwrap_or_default(),
         }
+    }
+}
+
+// === impl Canonical ===
+
+impl Default for Canonical {
+    /// Each registry has one name.
+    fn default() -> Self {
+        Self(Arc::new(|image| Ok(image.clone())))
+    }
+}
+
+impl std::fmt::Debug for Canonical {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Canonical")
     }
 }
 

@@ -23,7 +23,7 @@ mod writing;
 
 pub use error::BundleError;
 pub use export::{Destination, Exported, ExportedImage, export};
-pub use import::{Imported, ImportedImage, Options, Source, import, pin_name};
+pub use import::{Canonical, Imported, ImportedImage, Options, Source, import, pin_name};
 pub use selection::Wanted;
 pub use tar::InvalidTar;
 

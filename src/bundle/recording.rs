@@ -3,16 +3,16 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use bytes::Bytes;
-use serde_json::{Value, json};
 
 use super::docker;
 use super::error::BundleError;
+use super::import::Options;
 use super::intake::Intake;
 use super::layout::{self, IMAGES_MAX, Listed, Name, renamed};
 use super::tree::{Content, Part, Tree};
 use crate::clock::Timestamp;
-use crate::oci::{Digest, ImageName, Reference, Referrers, Repository, Verified, media};
-use crate::store::{ListName, ListRecord, ManifestRecord, Store, TagRecord};
+use crate::oci::{Digest, ImageName, Reference, Repository, Verified, media};
+use crate::store::{ManifestRecord, Store, TagRecord};
 
 /// An image of a bundle, or what refers to one.
 #[derive(Debug)]
@@ -89,8 +89,9 @@ fn nameless_digests<'a>(listed: impl Iterator<Item = &'a Listed>) -> BundleError
 pub(super) async fn judge(
     store: &Store,
     intake: &mut Intake<'_>,
-    under: Option<&Repository>,
+    options: &Options,
 ) -> Result<Vec<Judged>, BundleError> {
+    let under = options.under.as_ref();
     let mut lists = Lists::read(&intake.found.documents)?;
     lists.check_names(under)?;
     let made_here = !lists.docker.is_empty();
@@ -118,7 +119,10 @@ pub(super) async fn judge(
             (None, _) => None,
         };
         match name {
-            Some(name) => judged.push(Judged { name, listed, tree, is_referrer, is_made_here: made_here }),
+            Some(name) => {
+                let name = (options.canonical.0)(&name).map_err(|what| layout::problem(layout::INDEX, what))?;
+                judged.push(Judged { name, listed, tree, is_referrer, is_made_here: made_here });
+            }
             None => nameless.push((listed, tree)),
         }
     }
@@ -211,7 +215,7 @@ async fn make(store: &Store, intake: &mut Intake<'_>, image: &layout::DockerImag
     Ok(if names.is_empty() { vec![listed(Name::None)] } else { names.into_iter().map(listed).collect() })
 }
 
-/// Records what was judged: manifests first, children before those that list them, then tags, then what refers to what.
+/// Records what was judged: manifests first, children before those that list them, then tags.
 pub(super) async fn record(store: &Store, judged: &[Judged], public: Option<bool>) -> Result<(), BundleError> {
     for image in judged {
         if let Some((digest, _)) = image.tree.contents().find(|(digest, _)| store.size_of(digest).is_none()) {
@@ -237,7 +241,7 @@ pub(super) async fn record(store: &Store, judged: &[Judged], public: Option<bool
             return Err(BundleError::NotRecorded(image.name.to_string()));
         }
     }
-    record_referrers(store, judged).await
+    Ok(())
 }
 
 /// What a manifest's record says. Whoever has the bundle has all that it carries, so that belongs where it is listed; what a
@@ -258,52 +262,6 @@ fn manifest_record(part: &Part, public: bool, carried: &BTreeSet<Digest>) -> Man
             .filter(|digest| carried.contains(digest))
             .collect(),
     }
-}
-
-/// Lists what refers to what, as a mirror without its upstream answers it.
-async fn record_referrers(store: &Store, judged: &[Judged]) -> Result<(), BundleError> {
-    let mut lists: BTreeMap<(Repository, Digest), BTreeMap<Digest, Value>> = BTreeMap::new();
-    for image in judged {
-        for part in &image.tree.manifests {
-            let Some(subject) = &part.manifest.subject else { continue };
-            let bytes = store.read_blob(&part.digest).await?.ok_or(BundleError::Gone(part.digest))?;
-            let list = lists.entry((image.name.repository.clone(), subject.digest)).or_default();
-            list.insert(part.digest, descriptor(part, &bytes));
-        }
-    }
-    for ((repository, subject), entries) in lists {
-        let name = ListName::Referrers(subject);
-        let unusable =
-            |error: crate::oci::referrers::InvalidReferrers| layout::problem(&subject.to_string(), error.to_string());
-        let entries: Vec<Value> = entries.into_values().collect();
-        let fresh = json!({ "schemaVersion": 2, "mediaType": media::OCI_INDEX, "manifests": entries }).to_string();
-        let fresh = Referrers::parse(fresh.as_bytes()).map_err(unusable)?;
-        let held = store.list(&repository, &name).await?;
-        // A list that can't be read any more is worth nothing.
-        let mut list =
-            held.and_then(|held| Referrers::parse(held.body.as_bytes()).ok()).unwrap_or_else(Referrers::empty);
-        list.merge(fresh).map_err(unusable)?;
-        let record = ListRecord { fetched: Timestamp::now(), body: list.into_json() };
-        if !store.put_list(&repository, &name, record).await? {
-            return Err(BundleError::NotRecorded(format!("what refers to {repository}@{subject}")));
-        }
-    }
-    Ok(())
-}
-
-/// A referrer as registries list it: with its type and its own annotations.
-fn descriptor(part: &Part, bytes: &[u8]) -> Value {
-    let manifest = &part.manifest;
-    let mut descriptor = json!({ "mediaType": manifest.media_type, "digest": part.digest, "size": part.size_bytes });
-    let of_config = manifest.config.as_ref().map(|config| config.media_type.clone());
-    if let Some(artifact_type) = manifest.artifact_type.clone().or(of_config) {
-        descriptor["artifactType"] = artifact_type.into();
-    }
-    let own = serde_json::from_slice::<Value>(bytes).ok();
-    if let Some(annotations @ Value::Object(_)) = own.as_ref().and_then(|own| own.get("annotations")) {
-        descriptor["annotations"] = annotations.clone();
-    }
-    descriptor
 }
 
 // === impl Judged ===

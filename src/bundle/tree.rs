@@ -6,7 +6,7 @@ use std::future::Future;
 use bytes::Bytes;
 
 use super::error::BundleError;
-use crate::oci::{Descriptor, Digest, Manifest, Platform, media};
+use crate::oci::{Descriptor, Digest, Manifest, media};
 
 /// Where content is looked for: the store, or a bundle.
 pub(super) trait Content {
@@ -68,15 +68,6 @@ const MANIFESTS_MAX: usize = 10_000;
 
 /// The digest of the image that an attestation is about.
 const ATTESTED: &str = "vnd.docker.reference.digest";
-
-/// A platform as people write it.
-pub(super) fn platform_name(platform: &Platform) -> String {
-    let Platform { os, architecture, variant, .. } = platform;
-    match variant {
-        Some(variant) => format!("{os}/{architecture}/{variant}"),
-        None => format!("{os}/{architecture}"),
-    }
-}
 
 /// Whether a platform is one of those that were asked for: `linux/arm64` is `linux/arm64/v8` too, and the other way round.
 fn fits(platform: &str, wanted: &[String]) -> bool {
@@ -190,7 +181,7 @@ impl Tree {
 
     /// The children of an index that are to be looked at, the last first.
     fn children(&mut self, content: &impl Content, index: &Manifest, wanted: &[String]) -> Vec<Pending> {
-        let platform = |child: &Descriptor| child.platform.as_ref().map(platform_name).unwrap_or_default();
+        let platform = |child: &Descriptor| child.platform.as_ref().map(ToString::to_string).unwrap_or_default();
         let is_attestation = |child: &&Descriptor| child.annotations.contains_key(ATTESTED);
         let kept: Vec<_> = index
             .manifests

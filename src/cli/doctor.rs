@@ -69,7 +69,10 @@ impl Doctor {
     /// such upstream is configured, or nothing can be written.
     pub async fn run(&self, config: &Config, out: &mut dyn Write) -> io::Result<bool> {
         let wrong = |problem: String| io::Error::new(io::ErrorKind::InvalidInput, problem);
-        let (repository, reference) = image(&self.upstream, &self.image).map_err(wrong)?;
+        // Another name of a registry is as good as its own.
+        let registry = crate::app::names(config).registry_called(&self.upstream);
+        let registry = registry.as_ref().map_or(self.upstream.as_str(), |registry| registry.as_str());
+        let (repository, reference) = image(registry, &self.image).map_err(wrong)?;
         let upstream = config.upstream(&repository.registry).ok_or_else(|| {
             wrong(format!("no upstream is called {0:?}; add [upstreams.\"{0}\"] to the configuration", self.upstream))
         })?;
@@ -84,11 +87,24 @@ impl Doctor {
         // From here on as the mirror does it: endpoints in order, redirects, refusals and all.
         if let Some(digest) = walk.manifest(&client, &repository, &reference, access).await? {
             walk.content(&client, &repository, digest, access).await?;
+            if access == Access::Configured && upstream_opens_more(upstream, config, &client, &repository) {
+                walk.strangers(&client, &repository, digest).await?;
+            }
         }
         let verdict = if walk.well { "all well" } else { "something is wrong: see above" };
         writeln!(walk.out, "{verdict}")?;
         Ok(walk.well)
     }
+}
+
+/// Whether a credential may open here what its clients are then refused.
+fn upstream_opens_more(
+    upstream: &crate::config::Upstream,
+    config: &Config,
+    client: &Upstream,
+    repository: &Repository,
+) -> bool {
+    client.has_credential(repository) && !upstream.share_private && config.access.is_none()
 }
 
 // === impl Walk ===
@@ -142,6 +158,19 @@ impl Walk<'_> {
                 Ok(None)
             }
         }
+    }
+
+    /// Whether those without a credential may see it too: else the mirror gives it to nobody who isn't listed.
+    async fn strangers(&mut self, client: &Upstream, repository: &Repository, digest: Digest) -> io::Result<()> {
+        let start = Instant::now();
+        let said = match client.head_manifest(repository, &Reference::Digest(digest), Access::Anonymous).await {
+            Ok(_) => Ok("anybody may read it, so the mirror's clients may too".to_owned()),
+            Err(error) => Err(format!(
+                "only our credential opens it, so the mirror's clients get 403: set share_private = true for this upstream, \
+                 or list its readers in [access] ({error})"
+            )),
+        };
+        self.step("clients", start, said)
     }
 
     /// A manifest by its digest, down to an image's, and a part of its largest layer.

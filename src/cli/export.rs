@@ -59,15 +59,16 @@ Signatures and the like travel in the bundle too, listed in a file of their own 
 pub(super) fn run(args: &Export) -> ExitCode {
     with_store(&args.store, async |place| {
         let store = match place {
-            Place::Stopped(store) => store,
+            Place::Stopped(store, _) => store,
             Place::Running(_) => return fail("a server runs on this store; stop it, export, and start it again"),
         };
-        let wanted = Wanted {
-            images: args.images.clone(),
-            pin: args.pin.clone(),
-            platforms: args.platform.clone(),
-            referrers: !args.no_referrers,
+        let images: Result<Vec<_>, _> = args.images.iter().map(|image| place.canonical_if_known(image)).collect();
+        let images = match images {
+            Ok(images) => images,
+            Err(message) => return fail(&message),
         };
+        let wanted =
+            Wanted { images, pin: args.pin.clone(), platforms: args.platform.clone(), referrers: !args.no_referrers };
         let destination = match args.destination() {
             Ok(destination) => destination,
             Err(message) => return fail(&message),

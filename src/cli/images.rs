@@ -65,7 +65,7 @@ pub(super) fn list(args: &Images) -> ExitCode {
 
 async fn look(place: &Place, layers: usize) -> Result<(Vec<HeldImage>, Vec<HeldLayer>), ExitCode> {
     match place {
-        Place::Stopped(store) => match store.images().await {
+        Place::Stopped(store, _) => match store.images().await {
             Ok(images) => Ok((images, store.largest_layers(layers).await)),
             Err(error) => Err(fail(&error.to_string())),
         },
@@ -127,8 +127,15 @@ pub(super) fn remove(args: &Rm) -> ExitCode {
     with_store(&args.store, async |place| {
         let mut code = ExitCode::SUCCESS;
         for image in &args.images {
+            let image = &match place.canonical_if_known(image) {
+                Ok(image) => image,
+                Err(message) => {
+                    code = fail(&message);
+                    continue;
+                }
+            };
             let removed = match place {
-                Place::Stopped(store) => store.remove_image(image).await.map_err(|error| fail(&error.to_string())),
+                Place::Stopped(store, _) => store.remove_image(image).await.map_err(|error| fail(&error.to_string())),
                 Place::Running(server) => {
                     let path = format!("/images?image={}", escape(&image.to_string()));
                     let removed = server.send::<Removed>(Method::DELETE, &path, None::<&()>).await;

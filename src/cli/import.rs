@@ -1,17 +1,20 @@
 //! `cachalot import`: a bundle becomes held images.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
 use serde_json::json;
 
-use crate::bundle::{BundleError, Imported, Options, Progress, Source, import, pin_name};
+use crate::app;
+use crate::bundle::{BundleError, Canonical, Imported, Options, Progress, Source, import, pin_name};
 use crate::oci::{ImageName, RegistryName, Repository};
 use crate::store::PinName;
 
 use super::fail;
-use super::store::{Place, StoreArgs, bar, show_bundle, size, unless_interrupted, with_store};
+use super::store::{Place, StoreArgs, bar, show_bundle, size, unless_interrupted, with_store_or_new};
 
 /// The arguments of `import`.
 #[derive(Debug, Args)]
@@ -66,15 +69,18 @@ upstream gives private images to nobody but the users of [access] or where share
 
 /// Runs the command.
 pub(super) fn run(args: &Import) -> ExitCode {
-    with_store(&args.store, async |place| {
-        let store = match place {
-            Place::Stopped(store) => store,
+    with_store_or_new(&args.store, true, async |place| {
+        let (store, config) = match place {
+            Place::Stopped(store, config) => (store, config),
             Place::Running(_) => return fail("a server runs on this store; stop it, import, and start it again"),
         };
-        let (source, options) = match args.source().and_then(|source| Ok((source, args.options()?))) {
+        let (source, mut options) = match args.source().and_then(|source| Ok((source, args.options()?))) {
             Ok(meant) => meant,
             Err(message) => return fail(&message),
         };
+        let names = app::names(config);
+        options.canonical =
+            Canonical(Arc::new(move |image| names.canonical_if_known(image).map_err(|error| error.to_string())));
         let bar = bar();
         let show = |progress: &Progress| show_bundle(&bar, progress);
         let imported = unless_interrupted(import(store, source, &options, &show)).await;
@@ -82,6 +88,7 @@ pub(super) fn run(args: &Import) -> ExitCode {
         match imported {
             Some(Ok(imported)) => {
                 print(&imported, options.pin.as_ref(), args.json);
+                warn_of_unknown(place, &imported);
                 ExitCode::SUCCESS
             }
             Some(Err(error)) => fail(&error.to_string()),
@@ -98,6 +105,17 @@ fn repository(text: &str) -> Result<Repository, String> {
         return Err("name a repository, without a tag or digest: the bundle's are kept".to_owned());
     }
     Ok(name.repository)
+}
+
+/// Says it where an image is from a registry that isn't configured here: it would be there, and nobody could pull it.
+#[expect(clippy::print_stderr, reason = "this is where commands talk to the person who typed them")]
+fn warn_of_unknown(place: &Place, imported: &Imported) {
+    let names = imported.images.iter().map(|image| (&image.image.repository.registry, &image.image));
+    for (registry, image) in names.collect::<BTreeMap<_, _>>() {
+        if let Err(message) = place.canonical(std::slice::from_ref(image)) {
+            eprintln!("cachalot: nobody can pull the images of {registry} yet: {message}");
+        }
+    }
 }
 
 #[expect(clippy::print_stdout, reason = "what came in is what people want to know")]
@@ -170,7 +188,7 @@ impl Import {
             (_, true) => Some(false),
             (false, false) => None,
         };
-        Ok(Options { under, pin, public })
+        Ok(Options { under, pin, public, ..Options::default() })
     }
 }
 

@@ -4,10 +4,13 @@ pub mod check_config;
 pub mod demo;
 pub mod doctor;
 mod export;
+mod have;
 pub mod healthcheck;
 mod images;
 mod import;
 mod pin;
+mod seed;
+mod seed_report;
 pub mod serve;
 mod store;
 mod verify;
@@ -43,6 +46,10 @@ enum Command {
     Healthcheck(healthcheck::Healthcheck),
     /// Hash again all that is held; exit code 0 if everything is right
     Verify(verify::Verify),
+    /// Fetch images ahead of time
+    Seed(seed::Seed),
+    /// Tell whether images are held to the last byte; exit code 0 if they are
+    Have(have::Have),
     /// List the images that are held
     Images(images::Images),
     /// Remove images, and free what only they used
@@ -98,6 +105,8 @@ pub fn main() -> ExitCode {
         Command::Doctor(doctor) => doctor::main(&doctor),
         Command::Healthcheck(healthcheck) => healthcheck::run(&healthcheck),
         Command::Verify(verify) => verify::run(&verify),
+        Command::Seed(args) => seed::run(&args),
+        Command::Have(args) => have::run(&args),
         Command::Images(images) => images::list(&images),
         Command::Rm(rm) => images::remove(&rm),
         Command::Pin(args) => pin::pin(&args),

@@ -53,14 +53,13 @@ pub(super) fn pin(args: &PinArgs) -> ExitCode {
                 Err(error) => refused(&error),
             };
         };
-        let pin = Pin {
-            roots: args.images.clone(),
-            platforms: args.platform.clone(),
-            referrers: args.referrers,
-            created: Timestamp::now(),
+        let roots = match place.canonical(&args.images) {
+            Ok(roots) => roots,
+            Err(message) => return fail(&message),
         };
+        let pin = Pin { roots, platforms: args.platform.clone(), referrers: args.referrers, created: Timestamp::now() };
         match place {
-            Place::Stopped(store) => match store.pin(name, pin).await {
+            Place::Stopped(store, _) => match store.pin(name, pin).await {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(error) => fail(&error.to_string()),
             },
@@ -77,7 +76,7 @@ pub(super) fn pin(args: &PinArgs) -> ExitCode {
 /// Runs `unpin`.
 pub(super) fn unpin(args: &UnpinArgs) -> ExitCode {
     with_store(&args.store, async |place| match place {
-        Place::Stopped(store) => match store.unpin(&args.name).await {
+        Place::Stopped(store, _) => match store.unpin(&args.name).await {
             Ok(true) => ExitCode::SUCCESS,
             Ok(false) => fail(&format!("there is no pin {}", args.name)),
             Err(error) => fail(&error.to_string()),
@@ -92,7 +91,7 @@ pub(super) fn unpin(args: &UnpinArgs) -> ExitCode {
 
 async fn pins(place: &Place) -> Result<Vec<NamedPin>, ApiClientError> {
     match place {
-        Place::Stopped(store) => Ok(store.pins().into_iter().map(|(name, pin)| NamedPin { name, pin }).collect()),
+        Place::Stopped(store, _) => Ok(store.pins().into_iter().map(|(name, pin)| NamedPin { name, pin }).collect()),
         Place::Running(server) => Ok(server.get::<Page<NamedPin>>("/pins").await?.items),
     }
 }

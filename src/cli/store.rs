@@ -11,10 +11,11 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::api_client::{ApiClient, ApiClientError};
 use crate::app;
 use crate::bundle::Progress;
-use crate::config::{Env as _, ProcessEnv};
+use crate::config::{Config, Env as _, ProcessEnv};
 use crate::files;
+use crate::oci::ImageName;
 use crate::secret::Secret;
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, is_store};
 
 use super::{Settings, block_on, fail, fail_config};
 
@@ -41,8 +42,8 @@ pub(super) struct StoreArgs {
 
 /// How a store is reached.
 pub(super) enum Place {
-    /// No server runs on it: it is in our hands.
-    Stopped(Store),
+    /// No server runs on it: it is in our hands, and used as the configuration says.
+    Stopped(Store, Box<Config>),
     /// A server does, and is asked.
     Running(ApiClient),
 }
@@ -52,8 +53,18 @@ const TOKEN_BYTES_MAX: u64 = 4096;
 
 const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
 
-/// Has `work` done where the store is: on the store itself, which is closed afterwards, or on its server.
+/// Has `work` done where the store is: on the store itself, which is closed afterwards, or on its server. There must be one:
+/// whoever looks for something in the wrong place is told so.
 pub(super) fn with_store(args: &StoreArgs, work: impl AsyncFnOnce(&Place) -> ExitCode) -> ExitCode {
+    with_store_or_new(args, false, work)
+}
+
+/// The same, where a store that isn't there yet may be made.
+pub(super) fn with_store_or_new(
+    args: &StoreArgs,
+    may_make: bool,
+    work: impl AsyncFnOnce(&Place) -> ExitCode,
+) -> ExitCode {
     if let Some(server) = &args.server {
         return match args.client(server) {
             Ok(client) => block_on(work(&Place::Running(client))),
@@ -65,12 +76,18 @@ pub(super) fn with_store(args: &StoreArgs, work: impl AsyncFnOnce(&Place) -> Exi
         Ok(config) => config,
         Err(errors) => return fail_config(&errors),
     };
+    if !may_make && !is_store(&config.storage.path) {
+        let path = config.storage.path.display();
+        return fail(&format!(
+            "there is no store in {path}; name its folder with --data, or its configuration with --config"
+        ));
+    }
     block_on(async {
         match app::open_alone(&config).await {
             Ok(store) => {
-                let place = Place::Stopped(store);
+                let place = Place::Stopped(store, Box::new(config));
                 let code = work(&place).await;
-                if let Place::Stopped(store) = place {
+                if let Place::Stopped(store, _) = place {
                     store.close().await;
                 }
                 code
@@ -143,6 +160,29 @@ pub(super) fn size(bytes: u64) -> String {
         unit += 1;
     }
     if unit == 0 { format!("{bytes} B") } else { format!("{}.{} {}", tenths / 10, tenths % 10, UNITS[unit]) }
+}
+
+// === impl Place ===
+
+impl Place {
+    /// Images by the canonical names of their registries, which must be configured. A server sees to that itself.
+    pub(super) fn canonical(&self, images: &[ImageName]) -> Result<Vec<ImageName>, String> {
+        match self {
+            Self::Stopped(_, config) => {
+                let names = app::names(config);
+                images.iter().map(|image| names.canonical(image).map_err(|error| error.to_string())).collect()
+            }
+            Self::Running(_) => Ok(images.to_vec()),
+        }
+    }
+
+    /// The same for what may be held although its registry is configured no longer.
+    pub(super) fn canonical_if_known(&self, image: &ImageName) -> Result<ImageName, String> {
+        match self {
+            Self::Stopped(_, config) => app::names(config).canonical_if_known(image).map_err(|error| error.to_string()),
+            Self::Running(_) => Ok(image.clone()),
+        }
+    }
 }
 
 // === impl StoreArgs ===

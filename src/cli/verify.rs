@@ -21,7 +21,7 @@ use super::{EXIT_FAILURE, fail};
 pub(super) struct Verify {
     #[command(flatten)]
     store: StoreArgs,
-    /// Put what is wrong into quarantine, so that it's fetched again
+    /// Put what is wrong into quarantine, so that it's fetched again; a running server always does
     #[arg(long)]
     repair: bool,
     /// Print the report as JSON
@@ -42,8 +42,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 pub(super) fn run(verify: &Verify) -> ExitCode {
     with_store(&verify.store, async |place| {
         let report = match place {
-            Place::Stopped(store) => check(store, verify.repair).await.map_err(|message| fail(&message)),
-            Place::Running(server) => ask(server, verify.repair).await.map_err(|error| refused(&error)),
+            Place::Stopped(store, _) => check(store, verify.repair).await.map_err(|message| fail(&message)),
+            Place::Running(server) => ask(server).await.map_err(|error| refused(&error)),
         };
         match report {
             Ok(report) => {
@@ -65,9 +65,9 @@ async fn check(store: &Store, repair: bool) -> Result<Report, String> {
 }
 
 /// Has a server do it, and follows it.
-async fn ask(server: &ApiClient, repair: bool) -> Result<Report, ApiClientError> {
+async fn ask(server: &ApiClient) -> Result<Report, ApiClientError> {
     let bar = bar();
-    let mut shown: Shown = server.send(Method::POST, "/verify", Some(&json!({ "repair": repair }))).await?;
+    let mut shown: Shown = server.send(Method::POST, "/verify", None::<&()>).await?;
     loop {
         let progress = shown.progress.unwrap_or_default();
         show(&bar, &progress);
@@ -93,7 +93,7 @@ fn print(report: &Report, verify: &Verify) {
     }
     let Report { right, bytes, wrong, unreadable, differences, .. } = report;
     for Finding { digest, what } in wrong {
-        println!("wrong       {digest}: {what}{}", if verify.repair { "; in quarantine now" } else { "" });
+        println!("wrong       {digest}: {what}{}", if report.repaired { "; in quarantine now" } else { "" });
     }
     for Finding { digest, what } in unreadable {
         println!("unreadable  {digest}: {what}");
@@ -107,7 +107,7 @@ fn print(report: &Report, verify: &Verify) {
         wrong.len(),
         unreadable.len()
     );
-    if !wrong.is_empty() && !verify.repair {
-        println!("run it with --repair to have them fetched again");
+    if !wrong.is_empty() && !report.repaired {
+        println!("a server would serve them as they are: run it with --repair to have them fetched again");
     }
 }

@@ -76,6 +76,7 @@ pub(super) fn mean(written: Written, mistakes: &Mistakes) -> Config {
         tags,
         upstreams,
         access,
+        warm: super::warm::mean(written.warm, mistakes),
         docker_config: docker_config(written.docker_config, mistakes),
         proxies: proxies(written.proxies),
         log: Log {

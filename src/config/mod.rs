@@ -23,6 +23,7 @@ mod show;
 pub mod upstream;
 mod users;
 mod values;
+mod warm;
 mod written;
 
 #[cfg(test)]
@@ -49,6 +50,8 @@ pub use mistake::{ConfigErrors, EXIT_CONFIG, Mistake, Place, Position, Source};
 pub use policy::{DeletedTags, NameGlobs, PlatformName};
 pub use upstream::{Proxy, TagGlobs, Upstream, UpstreamName};
 pub use users::{Token, TokenSecret, Users};
+pub use values::log_level;
+pub use warm::Warm;
 
 /// The configuration as meant: complete, checked, with nothing left to look up.
 #[derive(Debug, Clone, PartialEq)]
@@ -69,6 +72,8 @@ pub struct Config {
     pub upstreams: Vec<Upstream>,
     /// Who may read; `None` where that was not written.
     pub access: Option<Access>,
+    /// Lists of images that are kept warm.
+    pub warm: Vec<Warm>,
     /// Docker's files of credentials, for all upstreams that are no patterns.
     pub docker_config: Vec<PathBuf>,
     /// The proxies that the environment names.
@@ -222,6 +227,7 @@ impl Default for Config {
             upstreams: builtin::upstreams(&tags),
             tags,
             access: None,
+            warm: Vec::new(),
             docker_config: Vec::new(),
             proxies: Proxies::default(),
             log: Log { format: LogFormat::Text, level: "info".to_owned() },

@@ -4,6 +4,8 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::globs::Globs;
 use super::mistake::quoted;
 use crate::oci::RepositoryName;
@@ -24,7 +26,8 @@ pub enum DeletedTags {
 }
 
 /// What images run on, as in `linux/arm64` or `linux/arm/v7`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct PlatformName {
     /// The operating system.
     pub os: String,
@@ -76,6 +79,20 @@ impl FromStr for PlatformName {
             }),
             _ => Err(format!("{} is not a platform such as \"linux/amd64\" or \"linux/arm/v7\"", quoted(text))),
         }
+    }
+}
+
+impl TryFrom<String> for PlatformName {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<PlatformName> for String {
+    fn from(name: PlatformName) -> Self {
+        name.to_string()
     }
 }
 

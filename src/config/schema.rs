@@ -56,6 +56,7 @@ pub(super) const ROOT: Schema = Schema {
         key("access", TABLE),
         key("log", TABLE),
         key("credentials", TABLE),
+        key("warm", "a table of lists"),
         key("upstreams", "a table of upstreams"),
     ],
 };
@@ -157,6 +158,18 @@ pub(super) const LOG: Schema = Schema {
 pub(super) const CREDENTIALS: Schema =
     Schema { path: "credentials", keys: &[key("docker_config", "a list of paths such as [\"/secrets/config.json\"]")] };
 
+/// `[warm.NAME]`
+pub(super) const WARM: Schema = Schema {
+    path: "warm.NAME",
+    keys: &[
+        key("images", "a list of images such as [\"nginx:1.27\"]"),
+        key("file", PATH),
+        key("interval", DURATION),
+        key("platforms", "a list of platforms such as [\"linux/amd64\"]"),
+        key("referrers", YES_NO),
+    ],
+};
+
 /// `[upstreams."NAME"]`
 pub(super) const UPSTREAM: Schema = Schema {
     path: "upstreams.NAME",
@@ -213,7 +226,7 @@ pub(super) const ENDPOINT: Schema = Schema {
 };
 
 /// All of them, to find the section that a misplaced key belongs to, and for the test of the full example.
-pub(super) const ALL: [Schema; 14] = [
+pub(super) const ALL: [Schema; 15] = [
     ROOT,
     SERVER,
     CERTIFICATE,
@@ -224,6 +237,7 @@ pub(super) const ALL: [Schema; 14] = [
     ACCESS,
     RULE,
     LOG,
+    WARM,
     UPSTREAM,
     CREDENTIAL,
     CREDENTIALS,

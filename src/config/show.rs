@@ -6,8 +6,8 @@ use std::path::Path;
 
 use super::values::{bytes_text, duration_text};
 use super::{
-    Access, Capacity, Certificate, Config, Credential, DeletedTags, Endpoint, LogFormat, Login, Proxies, Proxy, Reader,
-    Rule, StaleIfError, Tags, UnverifiedRanges, Upstream, Users,
+    Access, Capacity, Certificate, Config, Credential, DeletedTags, Endpoint, Log, LogFormat, Login, Proxies, Proxy,
+    Reader, Rule, StaleIfError, Tags, UnverifiedRanges, Upstream, Users, Warm,
 };
 use crate::secret::{REDACTED, Secret};
 
@@ -25,8 +25,20 @@ impl Config {
 
 impl Display for Shown<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Config { offline, server, admin, storage, fill, tags, upstreams, docker_config, proxies, access, log } =
-            self.0;
+        let Config {
+            offline,
+            server,
+            admin,
+            storage,
+            fill,
+            tags,
+            upstreams,
+            docker_config,
+            proxies,
+            access,
+            log,
+            warm,
+        } = self.0;
         writeln!(f, "offline = {offline}")?;
         writeln!(f, "\n[server]\nlisten = {}", addresses(&server.listen))?;
         let default_upstream = server.default_upstream.as_ref().map_or("", |name| name.as_str());
@@ -70,18 +82,13 @@ impl Display for Shown<'_> {
         writeln!(f, "stale_if_error = {}", text(&stale(tags.stale_if_error)))?;
         writeln!(f, "list_ttl = {}", text(&duration_text(tags.list_ttl)))?;
         writeln!(f, "negative_ttl = {}", text(&duration_text(tags.negative_ttl)))?;
-        if let Some(access) = access {
-            show_access(f, access)?;
-        }
-        let format = match log.format {
-            LogFormat::Text => "text",
-            LogFormat::Json => "json",
-        };
+        access.iter().try_for_each(|access| show_access(f, access))?;
+        warm.iter().try_for_each(|warm| show_warm(f, warm))?;
         if !docker_config.is_empty() {
             writeln!(f, "\n[credentials]\ndocker_config = {}", list(docker_config.iter().map(|path| path.display())))?;
         }
         show_proxies(f, proxies)?;
-        writeln!(f, "\n[log]\nformat = {}\nlevel = {}", text(format), text(&log.level))?;
+        show_log(f, log)?;
         upstreams.iter().try_for_each(|upstream| show_upstream(f, upstream, tags))
     }
 }
@@ -114,6 +121,24 @@ fn show_access(f: &mut fmt::Formatter<'_>, access: &Access) -> fmt::Result {
         format!("{{ users = {readers}, repositories = {} }}", list(rule.repositories.as_slice()))
     };
     writeln!(f, "rules = [{}]", access.rules.iter().map(rule).collect::<Vec<_>>().join(", "))
+}
+
+fn show_log(f: &mut fmt::Formatter<'_>, log: &Log) -> fmt::Result {
+    let format = match log.format {
+        LogFormat::Text => "text",
+        LogFormat::Json => "json",
+    };
+    writeln!(f, "\n[log]\nformat = {}\nlevel = {}", text(format), text(&log.level))
+}
+
+fn show_warm(f: &mut fmt::Formatter<'_>, warm: &Warm) -> fmt::Result {
+    writeln!(f, "\n[warm.{}]\nimages = {}", text(warm.name.as_str()), list(&warm.images))?;
+    if let Some(file) = &warm.file {
+        writeln!(f, "file = {}", path(file))?;
+    }
+    writeln!(f, "interval = {}", text(&duration_text(warm.interval)))?;
+    writeln!(f, "platforms = {}", list(&warm.platforms))?;
+    writeln!(f, "referrers = {}", warm.referrers)
 }
 
 fn show_upstream(f: &mut fmt::Formatter<'_>, upstream: &Upstream, tags: &Tags) -> fmt::Result {

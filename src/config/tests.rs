@@ -689,7 +689,7 @@ fn keys_of<'a>(table: &'a DeTable<'a>, section: &str, found: &mut Vec<(String, S
         let key = key.get_ref().to_string();
         let below = match section {
             "" => key.clone(),
-            "upstreams" => "upstreams.NAME".to_owned(),
+            "upstreams" | "warm" => format!("{section}.NAME"),
             _ => format!("{section}.{key}"),
         };
         match value.get_ref() {

@@ -192,7 +192,7 @@ pub(super) fn endpoint(text: &str) -> Result<Url, String> {
 }
 
 /// What the log shows: a level, or several divided by commas, each for a target (`info,hyper=warn`).
-pub(super) fn log_level(text: &str) -> Result<String, String> {
+pub fn log_level(text: &str) -> Result<String, String> {
     for directive in text.split(',') {
         let (target, level) =
             directive.split_once('=').map_or((None, directive), |(target, level)| (Some(target), level));

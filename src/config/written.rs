@@ -16,6 +16,7 @@ use super::mistake::{Located, quoted};
 use super::policy::{DeletedTags, PlatformName};
 use super::reader::{Entry, Section};
 use super::upstream::UpstreamName;
+use super::warm::{self, WrittenWarm};
 use super::{Capacity, LogFormat, MinFree, Proxy, StaleIfError, UnverifiedRanges, schema, values};
 use crate::oci::{RegistryName, RepositoryName};
 use crate::secret::Secret;
@@ -61,6 +62,7 @@ pub(super) struct Written {
     pub(super) negative_ttl: Setting<Duration>,
     pub(super) log_format: Setting<LogFormat>,
     pub(super) log_level: Setting<String>,
+    pub(super) warm: Vec<WrittenWarm>,
     pub(super) upstreams: Vec<WrittenUpstream>,
 }
 
@@ -162,6 +164,7 @@ impl Written {
             written.log_level = log.take("level").and_then(|entry| entry.parse(values::log_level));
             log.finish();
         }
+        written.warm = warm::read(root.take("warm").and_then(|entry| entry.entries("a table")));
         let upstreams = root.take("upstreams").and_then(|entry| entry.entries("a table"));
         let upstreams = upstreams.into_iter().flatten();
         written.upstreams = upstreams.filter_map(|(name, entry)| WrittenUpstream::read(&name, entry)).collect();
@@ -279,7 +282,7 @@ fn members<T>(list: Located<Vec<Entry<'_>>>, parse: impl Fn(&str) -> Result<T, S
     (written == 0 || !list.value.is_empty()).then_some(list)
 }
 
-fn duration(entry: Entry<'_>, limits: &RangeInclusive<Duration>) -> Setting<Duration> {
+pub(super) fn duration(entry: Entry<'_>, limits: &RangeInclusive<Duration>) -> Setting<Duration> {
     entry.parse(|text| values::duration(text, limits))
 }
 

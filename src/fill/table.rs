@@ -176,6 +176,14 @@ impl Fills {
         self.len() == 0
     }
 
+    /// Waits until a fill, if there is one, has left: what it brought is held then, if that could be.
+    pub async fn left(&self, key: &FillKey) {
+        let fill = self.0.table.lock().get(key).cloned();
+        if let Some(fill) = fill {
+            fill.left().await;
+        }
+    }
+
     /// Waits until there are none. Meanwhile none lingers for what may yet be wanted.
     pub async fn idle(&self) {
         let _hurry = Hurry::new(&self.0.tools);

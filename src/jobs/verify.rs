@@ -92,8 +92,8 @@ impl Verification {
         Self { shutdown, progress: Arc::default() }
     }
 
-    /// Begins one, unless one goes on.
-    pub fn begin(&self, store: Store, repair: bool) -> bool {
+    /// Begins one, unless one goes on. What is wrong goes to quarantine: nothing that is known to be wrong is served.
+    pub fn begin(&self, store: Store) -> bool {
         {
             let mut progress = self.progress.lock();
             if progress.as_ref().is_some_and(|progress| progress.running) {
@@ -105,7 +105,7 @@ impl Verification {
         tasks::spawn("verify", async move {
             let running = Running(this.clone());
             // One blob at a time, so that most of the disk is left to clients.
-            let verified = verify(&store, repair, 1, |progress| *this.progress.lock() = Some(progress.clone()));
+            let verified = verify(&store, true, 1, |progress| *this.progress.lock() = Some(progress.clone()));
             tokio::select! {
                 report = verified => tracing::info!(
                     right = report.right,

@@ -197,7 +197,7 @@ impl Mirror {
         let link = self.link(target, digest).await;
         self.refuse_manifest(target, digest, link.is_proven()).await?;
         if let Some(size_bytes) = self.0.store.size_of(digest) {
-            if link == Link::Unknown {
+            if !link.is_proven() {
                 self.confirm(target, digest).await?;
             }
             return Ok((size_bytes, Outcome::Hit));
@@ -225,7 +225,7 @@ impl Mirror {
     async fn prove(&self, target: &Target, digest: &Digest, link: &mut Link) -> Result<(), MirrorError> {
         if !link.is_proven() {
             self.confirm(target, digest).await?;
-            *link = Link::Proven { size_bytes: None };
+            *link = Link::Proven { size_bytes: link.expected_bytes() };
         }
         Ok(())
     }
@@ -262,10 +262,7 @@ impl Mirror {
         } else if self.0.fills.len() + self.0.tower.bypasses.len() >= self.0.settings.misses_max {
             return Err(MirrorError::overloaded());
         }
-        let expected_bytes = match link {
-            Link::Proven { size_bytes } => *size_bytes,
-            Link::Unknown => None,
-        };
+        let expected_bytes = link.expected_bytes();
         let demand = self.demand(ranges, expected_bytes);
         let origin = Arc::new(origin(target, digest));
         match self.0.fills.open(key, expected_bytes, origin, &demand) {

@@ -82,7 +82,9 @@ impl MirrorError {
     }
 
     pub(super) fn offline(what: &str) -> Self {
-        Self::new(MirrorErrorKind::UnknownManifest, format!("{what} is not held, and this mirror is offline"))
+        let message =
+            format!("offline: not seeded: {what} is not held, and this mirror asks no upstream; seed or import it");
+        Self::new(MirrorErrorKind::UnknownManifest, message)
     }
 
     /// Nothing was found, rather than that something failed.

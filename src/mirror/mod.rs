@@ -7,6 +7,7 @@ mod error;
 mod flight;
 mod freshness;
 mod health;
+mod held_referrers;
 mod manifests;
 mod origin;
 mod other_way;
@@ -16,6 +17,7 @@ mod prefetch;
 mod referrers;
 mod resolve;
 mod rights;
+mod seed;
 mod tag_list;
 mod tags;
 mod upstreams;
@@ -45,7 +47,8 @@ pub use health::UpstreamHealth;
 pub use manifests::ManifestAnswer;
 pub use outcome::Outcome;
 pub use referrers::ReferrersAnswer;
-pub use resolve::{Names, Resolved, Unresolved};
+pub use resolve::{Misnamed, Names, Resolved, Unresolved};
+pub use seed::{Order as SeedOrder, Run as SeedRun, Tally as SeedTally};
 pub use tag_list::TagsAnswer;
 pub use upstreams::{ClientFactory, Mirrored, Policy, Source, Target, Upstreams};
 
@@ -187,8 +190,16 @@ impl Mirror {
         refused_names: Arc<RefusedNames>,
     ) -> Self {
         tower.set_limit(settings.misses_max);
+        if upstreams.any_credentials() && !store.had_credentials() {
+            let store = store.clone();
+            drop(crate::tasks::spawn("note credentials", async move {
+                if let Err(error) = store.note_credentials().await {
+                    tracing::warn!("could not note that there are credentials: {error}");
+                }
+            }));
+        }
         Self(Arc::new(Inner {
-            any_credentials: upstreams.any_credentials(),
+            any_credentials: upstreams.any_credentials() || store.had_credentials(),
             missing: moka::sync::Cache::builder().max_capacity(MISSING_MAX).time_to_live(settings.negative_ttl).build(),
             failed_checks: failures(),
             failed_lists: failures(),
@@ -247,6 +258,11 @@ impl Mirror {
     /// The canonical name of the registry that a name or alias means, if it is configured.
     pub fn registry_called(&self, name: &str) -> Option<RegistryName> {
         self.0.upstreams.registry_called(name)
+    }
+
+    /// The names under which upstreams can be asked for.
+    pub fn names(&self) -> &Names {
+        self.0.upstreams.names()
     }
 
     /// Ends what goes on behind the answers, such as checks of tags, and waits until it has ended.

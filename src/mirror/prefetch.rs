@@ -1,4 +1,4 @@
-//! Prefetch: what a manifest lists is fetched with it, for the platforms that an operator named.
+//! Prefetch: what a manifest lists is fetched with it, for the platforms that an operator named; what is held is confirmed.
 
 use futures_util::{FutureExt, StreamExt, stream};
 
@@ -12,7 +12,8 @@ use super::upstreams::Target;
 /// Blobs of one manifest that are fetched ahead at once.
 const BLOBS_AT_ONCE: usize = 2;
 
-fn is_wanted(platforms: &[PlatformName], platform: &Platform) -> bool {
+/// Whether content for a platform is among what is wanted.
+pub(super) fn is_wanted(platforms: &[PlatformName], platform: &Platform) -> bool {
     platforms.iter().any(|wanted| {
         wanted.os == platform.os
             && wanted.architecture == platform.architecture
@@ -25,9 +26,13 @@ fn is_wanted(platforms: &[PlatformName], platform: &Platform) -> bool {
 impl Mirror {
     /// Begins to fetch what a manifest lists that was fetched just now. Nobody waits for it, and nobody is told of failures:
     /// whoever pulls it hears of them.
+    ///
+    /// Where credentials are configured, a blob that is held is given out only once upstream has said that it belongs to the
+    /// repository. That is asked now: when the blob is wanted, upstream may be gone.
     pub(super) fn prefetch(&self, target: &Target, digest: Digest, manifest: &Manifest) {
         let platforms = &target.upstream.policy.prefetch;
-        if platforms.is_empty() || self.0.settings.offline || target.upstream.client.pause().is_some() {
+        let is_off = platforms.is_empty() && !self.0.any_credentials;
+        if is_off || self.0.settings.offline || target.upstream.client.pause().is_some() {
             return;
         }
         let (children, blobs): (Vec<Descriptor>, Vec<Descriptor>) = manifest
@@ -37,10 +42,19 @@ impl Mirror {
             .partition(|descriptor| media::is_manifest_type(&descriptor.media_type));
         let wanted = |child: &Descriptor| child.platform.as_ref().is_some_and(|known| is_wanted(platforms, known));
         let children: Vec<Digest> = children.iter().filter(|child| wanted(child)).map(|child| child.digest).collect();
-        let blobs: Vec<Digest> = blobs.iter().map(|blob| blob.digest).collect();
+        let (held, mut blobs): (Vec<Digest>, Vec<Digest>) =
+            blobs.iter().map(|blob| blob.digest).partition(|blob| self.0.store.size_of(blob).is_some());
+        if platforms.is_empty() {
+            blobs.clear();
+        }
+        if held.is_empty() && blobs.is_empty() && children.is_empty() {
+            return;
+        }
         let work = {
             let (mirror, target) = (self.clone(), target.in_background());
             async move {
+                let checks = held.into_iter().map(|blob| mirror.clone().confirm_ahead(target.clone(), blob));
+                stream::iter(checks.collect::<Vec<_>>()).buffer_unordered(BLOBS_AT_ONCE).for_each(|()| async {}).await;
                 for child in children {
                     // Which begins to fetch the child's blobs in turn.
                     let _ = mirror.fetch_manifest(&target, &child).await;
@@ -54,6 +68,16 @@ impl Mirror {
         let (mirror, key) = (self.clone(), (target.repository.clone(), digest));
         // The flight is a task of its own, which ends when the mirror stops; this one only starts it.
         drop(crate::tasks::spawn("prefetch", async move { mirror.0.prefetches.run("prefetch", key, work).await.0 }));
+    }
+
+    /// Has upstream say that a held blob belongs to a repository, unless that is known.
+    async fn confirm_ahead(self, target: Target, digest: Digest) {
+        if self.0.any_credentials
+            && !self.link(&target, &digest).await.is_proven()
+            && let Err(error) = self.ask_for_blob(&target, &digest).await
+        {
+            tracing::debug!(%digest, %error, "could not confirm ahead");
+        }
     }
 
     /// Fetches a blob unless it is held, and waits until it has come.

@@ -58,11 +58,8 @@ impl Mirror {
     }
 
     async fn referrers_list(&self, target: &Target, subject: &Digest) -> Result<ListAnswer, MirrorError> {
-        let name = ListName::Referrers(*subject);
         if self.0.settings.offline {
-            let held = self.0.store.list(&target.repository, &name).await.unwrap_or_default();
-            let list = held.ok_or_else(|| MirrorError::offline(&format!("the list of referrers of {subject}")))?;
-            return Ok(ListAnswer { list, outcome: Outcome::Hit, warning: None });
+            return self.held_referrers(target, subject).await;
         }
         // Strangers can ask for any digest; only lists about manifests that are held are worth a file.
         let kept = matches!(self.0.store.manifest(&target.repository, subject).await, Ok(Some(_)));
@@ -70,7 +67,7 @@ impl Mirror {
             let (target, subject) = (target.clone(), *subject);
             async move { fetch(&target, &subject).await }.boxed()
         };
-        self.list(target, name, kept, work).await
+        self.list(target, ListName::Referrers(*subject), kept, work).await
     }
 }
 

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 
-use crate::oci::{RegistryName, RepositoryName};
+use crate::oci::{ImageName, RegistryName, Repository, RepositoryName};
 
 /// The names under which upstreams can be asked for.
 #[derive(Debug, Default)]
@@ -46,6 +46,22 @@ pub enum Unresolved {
     NoRegistry,
 }
 
+/// Why an image's name can't be told whose it is.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Misnamed {
+    /// The registry is not configured.
+    #[error(transparent)]
+    Unknown(Unresolved),
+    /// It begins with another name of a registry.
+    #[error("{image} might mean {other} as well, which is pulled by that name here: name its registry, as in {other}")]
+    Ambiguous {
+        /// What was asked for.
+        image: String,
+        /// What it might mean.
+        other: String,
+    },
+}
+
 /// How much of a refused name is repeated in a message.
 const QUOTED_CHARS_MAX: usize = 100;
 
@@ -80,6 +96,33 @@ impl Names {
     /// The canonical name of the registry that a name or alias means.
     pub fn registry_called(&self, name: &str) -> Option<RegistryName> {
         self.look_up(name).map(|(registry, _)| registry)
+    }
+
+    /// An image by the canonical name of its registry, as everything that is kept has it. What might mean two things is refused:
+    /// a promise must never be about another image.
+    pub fn canonical(&self, image: &ImageName) -> Result<ImageName, Misnamed> {
+        let Repository { registry, name } = &image.repository;
+        if let Some(by_path) = self.strip(name.as_str()).filter(|by_path| by_path.registry != *registry) {
+            return Err(Misnamed::Ambiguous {
+                image: image.to_string(),
+                other: format!("{}/{}", by_path.registry, by_path.repository),
+            });
+        }
+        match self.registry_called(registry.as_str()) {
+            Some(registry) => {
+                let repository = Repository { registry, name: name.clone() };
+                Ok(ImageName { repository, reference: image.reference.clone() })
+            }
+            None => Err(Misnamed::Unknown(unknown(registry.as_str()))),
+        }
+    }
+
+    /// The same for what may be held since its registry was configured, and isn't any longer.
+    pub fn canonical_if_known(&self, image: &ImageName) -> Result<ImageName, Misnamed> {
+        match self.canonical(image) {
+            Err(Misnamed::Unknown(_)) => Ok(image.clone()),
+            found => found,
+        }
     }
 
     /// Finds the upstream that a request means. In order: the path before `/v2/`, the first segments after it, `ns`,
@@ -204,6 +247,21 @@ mod tests {
             Err(Unresolved::UnknownRegistry(name)) => format!("unknown {name}"),
             Err(Unresolved::NoRegistry) => "none".to_owned(),
         }
+    }
+
+    #[test]
+    fn images_are_called_by_the_canonical_names_of_their_registries() {
+        let names = names();
+        let canonical = |text: &str| names.canonical(&text.parse().unwrap()).map(|image| image.to_string());
+        assert_eq!(canonical("nginx:1"), Ok("docker.io/library/nginx:1".to_owned()));
+        assert!(matches!(canonical("nosuch.corp/x:1"), Err(Misnamed::Unknown(_))));
+        let mut names = Names::default();
+        names.add(0, &"docker.io".parse().unwrap(), &["registry-1.docker.io".to_owned()]);
+        names.add(1, &"registry.corp:5000".parse().unwrap(), &["corp".to_owned()]);
+        let canonical = |text: &str| names.canonical(&text.parse().unwrap()).map(|image| image.to_string());
+        assert_eq!(canonical("registry-1.docker.io/a/b:1"), Ok("docker.io/a/b:1".to_owned()));
+        let refused = canonical("corp/team/app:1").unwrap_err().to_string();
+        assert!(refused.contains("as in registry.corp:5000/team/app"), "{refused}");
     }
 
     #[test]

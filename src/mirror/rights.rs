@@ -58,8 +58,8 @@ pub(super) enum Look {
 pub(super) enum Link {
     /// It belongs there, and is so long if that is known.
     Proven { size_bytes: Option<u64> },
-    /// Nobody has said so yet.
-    Unknown,
+    /// Nobody has said so yet. A manifest says that it is so long, which decides how upstream is asked, and nothing more.
+    Unknown { expected_bytes: Option<u64> },
 }
 
 // === impl Link ===
@@ -67,6 +67,13 @@ pub(super) enum Link {
 impl Link {
     pub(super) const fn is_proven(self) -> bool {
         matches!(self, Self::Proven { .. })
+    }
+
+    /// How long it is, by whatever says so.
+    pub(super) const fn expected_bytes(self) -> Option<u64> {
+        match self {
+            Self::Proven { size_bytes: bytes } | Self::Unknown { expected_bytes: bytes } => bytes,
+        }
     }
 }
 
@@ -225,10 +232,10 @@ impl Mirror {
             Ok(Some(listed)) if self.is_public_blob(digest).await => {
                 Link::Proven { size_bytes: Some(listed.size_bytes) }
             }
-            Ok(_) => Link::Unknown,
+            Ok(listed) => Link::Unknown { expected_bytes: listed.map(|listed| listed.size_bytes) },
             Err(error) => {
                 tracing::warn!("could not look up links: {error}");
-                Link::Unknown
+                Link::Unknown { expected_bytes: None }
             }
         }
     }
@@ -278,7 +285,8 @@ impl Mirror {
     pub(super) async fn confirm(&self, target: &Target, digest: &Digest) -> Result<(), MirrorError> {
         let unconfirmed = || {
             let message = format!(
-                "{digest} is held, but {} can't be asked whether it belongs to {}",
+                "{digest} is held, but {} can't be asked now whether it belongs to {}, and where credentials are configured a \
+                 manifest alone does not open what it names; try again once upstream answers",
                 target.repository.registry, target.repository
             );
             if self.0.any_credentials { Err(MirrorError::new(MirrorErrorKind::Denied, message)) } else { Ok(()) }

@@ -126,6 +126,11 @@ impl Upstreams {
         self.names.registry_called(name)
     }
 
+    /// The names that lead to them.
+    pub(super) fn names(&self) -> &Names {
+        &self.names
+    }
+
     /// Finds what a request means; see [`Names::resolve`].
     pub fn resolve(
         &self,

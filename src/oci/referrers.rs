@@ -105,6 +105,36 @@ impl Referrers {
         self.manifests.is_empty()
     }
 
+    /// The digests of its entries, as far as they can be read.
+    pub fn digests(&self) -> impl Iterator<Item = Digest> + '_ {
+        self.manifests.iter().filter_map(digest).filter_map(|text| text.parse().ok())
+    }
+
+    /// Keeps only the entries of some digests.
+    pub fn retain(&mut self, keep: impl Fn(&Digest) -> bool) {
+        self.manifests
+            .retain(|entry| digest(entry).and_then(|text| text.parse().ok()).is_some_and(|digest| keep(&digest)));
+    }
+
+    /// Adds an entry for a manifest, as the distribution specification says that a registry makes them: with the type of the
+    /// artifact, or else that of its configuration, and its annotations.
+    pub fn add(&mut self, digest: &Digest, media_type: &str, bytes: &[u8]) -> Result<(), InvalidReferrers> {
+        let manifest: Value =
+            serde_json::from_slice(bytes).map_err(|error| InvalidReferrers::NotJson(error.to_string()))?;
+        let own = manifest.get("artifactType").filter(|of| of.as_str().is_some_and(|of| !of.is_empty()));
+        let mut entry = Map::new();
+        entry.insert("mediaType".to_owned(), media_type.into());
+        entry.insert("digest".to_owned(), digest.to_string().into());
+        entry.insert("size".to_owned(), bytes.len().into());
+        if let Some(of) = own.or_else(|| manifest.pointer("/config/mediaType")) {
+            entry.insert("artifactType".to_owned(), of.clone());
+        }
+        if let Some(annotations) = manifest.get("annotations") {
+            entry.insert("annotations".to_owned(), annotations.clone());
+        }
+        self.merge(Self { fields: Map::new(), manifests: vec![entry.into()] })
+    }
+
     /// Adds the entries of `next` (the next page, or the fallback tag's list) whose digests are not listed yet. Of the other
     /// fields, those already here stay.
     pub fn merge(&mut self, next: Self) -> Result<(), InvalidReferrers> {

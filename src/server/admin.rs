@@ -125,15 +125,15 @@ mod tests {
     use std::time::Duration;
 
     use crate::config::Users;
-    use crate::jobs::verify::Verification;
+    use crate::jobs::Jobs;
     use crate::shutdown::Shutdown;
     use crate::tasks::Pool;
 
     fn api() -> Api {
         let checks = Checks::new(Pool::new("test", 1).unwrap());
         let guard = Guard::new(Known::new(&Users::default()), Vec::new(), checks);
-        let verification = Verification::new(Shutdown::new(Duration::ZERO));
-        Api::new(guard, Arc::default(), Readiness::starting(), Activity::default(), History::default(), verification)
+        let jobs = Jobs::new(&Shutdown::new(Duration::ZERO), &Arc::default());
+        Api::new(guard, Arc::default(), Readiness::starting(), Activity::default(), History::default(), jobs)
     }
 
     async fn ask(router: &Router, path: &str) -> (u16, String, String) {

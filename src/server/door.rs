@@ -3,9 +3,9 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use http::header::WWW_AUTHENTICATE;
+use http::header::{USER_AGENT, WWW_AUTHENTICATE};
 use http::request::Parts;
-use http::{HeaderValue, StatusCode};
+use http::{HeaderMap, HeaderValue, StatusCode};
 
 use crate::audit;
 use crate::mirror::Target;
@@ -48,13 +48,14 @@ pub(super) async fn identify(
     }
 }
 
-/// Lets someone in who only asks whether this is a registry. Clients that ask this first learn only here that they must
-/// say who they are.
-pub(super) fn admit_ping(edge: &Edge, reader: Option<&Identity>) -> Result<(), ErrorResponse> {
-    match (reader, &edge.readers) {
-        (Some(Identity::Anonymous), Some(readers)) if !readers.admits_anonymous() => Err(login()),
-        _ => Ok(()),
-    }
+/// Lets someone in who only asks whether this is a registry. Clients that ask this first learn only here that they may say
+/// who they are: skopeo, podman, buildah and CRI-O send no password that they weren't asked for here, and take the first
+/// answer for a successful login. Without a password they go on as nobody. dockerd doesn't: where it has none, it gives up.
+pub(super) fn admit_ping(edge: &Edge, reader: Option<&Identity>, headers: &HeaderMap) -> Result<(), ErrorResponse> {
+    let (Some(Identity::Anonymous), Some(readers)) = (reader, &edge.readers) else { return Ok(()) };
+    let is_dockerd = headers.get(USER_AGENT).is_some_and(|agent| agent.as_bytes().starts_with(b"docker/"));
+    let may_pass = readers.admits_anonymous() && (is_dockerd || readers.known().is_empty());
+    if may_pass { Ok(()) } else { Err(login()) }
 }
 
 /// Lets someone read a repository, or says why not. Whoever is listed as its reader is marked as such.

@@ -2,7 +2,9 @@
 
 use axum::body::Body;
 use axum::response::Response;
-use http::header::{ACCEPT_RANGES, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, IF_RANGE, RANGE};
+use http::header::{
+    ACCEPT_RANGES, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, IF_NONE_MATCH, IF_RANGE, RANGE,
+};
 use http::{HeaderMap, HeaderValue, StatusCode};
 
 use crate::oci::Digest;
@@ -157,6 +159,14 @@ pub(super) fn content_head(
 
 fn refused(message: impl Into<String>) -> ErrorResponse {
     ErrorResponse::new(StatusCode::BAD_REQUEST, ErrorCode::Unsupported, message)
+}
+
+/// Whether the client has said that it holds just what it would get (RFC 9110 §13.1.2), so that a cache in front of us can go
+/// on with what it has.
+pub(super) fn is_known(request: &HeaderMap, response: &HeaderMap) -> bool {
+    let (Some(known), Some(tag)) = (request.get(IF_NONE_MATCH), response.get(ETAG)) else { return false };
+    let (Ok(known), Ok(tag)) = (known.to_str(), tag.to_str()) else { return false };
+    known.split(',').map(str::trim).any(|one| one == "*" || one.strip_prefix("W/").unwrap_or(one) == tag)
 }
 
 fn etag(digest: &Digest) -> String {

@@ -7,7 +7,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
-use http::header::{ALLOW, CONTENT_LENGTH, CONTENT_TYPE, HOST, VIA};
+use http::header::{ALLOW, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HOST, VIA};
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use ipnet::IpNet;
@@ -23,7 +23,7 @@ use super::auth::{Checks, Identity, Readers};
 use super::connection::ConnectionInfo;
 use super::error::ErrorResponse;
 use super::stream::AbortHandle;
-use super::{blobs, door, lists, manifests, proxies};
+use super::{blobs, door, lists, manifests, proxies, range};
 
 /// What handlers need.
 #[derive(Clone, Debug)]
@@ -103,6 +103,13 @@ async fn respond(edge: EdgeCell, request: Request) -> Response {
         Ok((mut response, outcome)) => {
             logged.outcome = outcome.label();
             insert(response.headers_mut(), CACHE_STATUS, &outcome.to_string());
+            if range::is_known(&request.headers, response.headers()) {
+                *response.status_mut() = StatusCode::NOT_MODIFIED;
+                for name in [CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE] {
+                    response.headers_mut().remove(name);
+                }
+                *response.body_mut() = Body::empty();
+            }
             response
         }
         Err(error) => {
@@ -140,7 +147,7 @@ async fn answer(edge: &Edge, request: &Parts, logged: &mut Logged) -> Answer {
         logged.user = Some(Arc::clone(name));
     }
     if let Endpoint::Ping = route.endpoint {
-        door::admit_ping(edge, reader.as_ref())?;
+        door::admit_ping(edge, reader.as_ref(), &request.headers)?;
         // Never asks upstream: clients take a mirror whose ping fails for a dead one.
         return match &route.prefix {
             Some(prefix) if edge.mirror.registry_called(prefix).is_none() => Err(ErrorResponse::new(

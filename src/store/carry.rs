@@ -1,4 +1,4 @@
-//! What carrying images in and out of a store needs of it: who refers to a manifest, whether there is room, what came in vain.
+//! What carrying images in and out of a store needs of it: reading blobs once, whether there is room, what came in vain.
 
 use std::fs::File;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use super::blob::Blob;
 use super::count::{charge, record_charge};
 use super::error::{NoRoom, StoreError};
 use super::{Removed, Store};
-use crate::oci::{Digest, Repository};
+use crate::oci::Digest;
 
 /// A held blob that is read once from its beginning to its end, without pushing out of the page cache what others need.
 /// It isn't evicted meanwhile.
@@ -31,13 +31,6 @@ impl Store {
         let (io, path) = (blob.file.io.clone(), blob.file.path.clone());
         let opened = self.shared.io.reading.run(move || io.disk.open_for_one_look(&path)).await?;
         Ok(opened.map(|file| OneLook { blob, file: Arc::new(file) }))
-    }
-
-    /// The manifests recorded in a repository whose subject is this one, sorted.
-    pub async fn referring(&self, repository: &Repository, subject: &Digest) -> Result<Vec<Digest>, StoreError> {
-        self.shared.written(repository).await;
-        self.shared.ensure_loaded(repository).await?;
-        Ok(self.shared.catalog.read().referring(repository, subject))
     }
 
     /// Whether blobs of these sizes could be added, all of them together: what a promise keeps, or an offline mirror needs,

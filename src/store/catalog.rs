@@ -191,17 +191,6 @@ impl Catalog {
         newest(listing, limit)
     }
 
-    /// The manifests recorded in a repository that refer to one, sorted.
-    pub(super) fn referring(&self, repository: &Repository, subject: &Digest) -> Vec<Digest> {
-        let Some(folder) = self.repositories.get(repository) else { return Vec::new() };
-        let recorded = folder.manifests.iter().filter(|(_, recorded)| recorded.record.is_some());
-        let refers =
-            |digest: &Digest| self.manifests.get(digest).is_some_and(|listed| listed.lines.subject == Some(*subject));
-        let mut referring: Vec<_> = recorded.map(|(digest, _)| *digest).filter(refers).collect();
-        referring.sort_unstable();
-        referring
-    }
-
     /// Manifests that list a digest, in whichever repository they are recorded, at most `limit` of them.
     pub(super) fn listing_anywhere(&self, digest: &Digest, limit: usize) -> Vec<(Repository, Digest)> {
         let listing = self.manifests.iter().filter(|(_, listed)| listed.lines.children.contains(digest));
@@ -209,6 +198,15 @@ impl Catalog {
             listed.repositories.iter().map(|repository| (repository.clone(), *manifest))
         });
         recorded.take(limit).collect()
+    }
+
+    /// The manifests recorded in a repository that refer to another.
+    pub(super) fn referring(&self, repository: &Repository, subject: &Digest) -> Vec<Digest> {
+        let Some(folder) = self.repositories.get(repository) else { return Vec::new() };
+        let refers = |manifest: &&Digest| {
+            self.manifests.get(*manifest).is_some_and(|listed| listed.lines.subject.as_ref() == Some(subject))
+        };
+        folder.manifests.keys().filter(refers).copied().collect()
     }
 
     /// The manifests recorded in a repository, newest first, at most `limit` of them.

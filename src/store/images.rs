@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::error::StoreError;
 use super::order::Candidate;
 use super::pins::PinName;
-use super::reach::{Lines, platform_name, reach};
+use super::reach::{Lines, reach};
 use super::{Shared, Store};
 use crate::clock::Timestamp;
 use crate::oci::{Digest, ImageName, Platform, Reference, media};
@@ -76,11 +76,11 @@ pub enum RemoveError {
 }
 
 /// What was known at one moment.
-struct View {
+pub(super) struct View {
     images: Vec<(ImageName, Digest)>,
-    lines: HashMap<Digest, Lines>,
+    pub(super) lines: HashMap<Digest, Lines>,
     /// Size and stamp of what is held.
-    held: HashMap<Digest, (u64, u64)>,
+    pub(super) held: HashMap<Digest, (u64, u64)>,
 }
 
 // === impl Store ===
@@ -192,18 +192,14 @@ impl Store {
         }
         let Ok(Some(bytes)) = self.peek_blob(config).await else { return Vec::new() };
         let platform = serde_json::from_slice::<Platform>(&bytes).ok();
-        platform
-            .filter(|platform| !platform.os.is_empty())
-            .map(|platform| platform_name(&platform))
-            .into_iter()
-            .collect()
+        platform.filter(|platform| !platform.os.is_empty()).map(|platform| platform.to_string()).into_iter().collect()
     }
 }
 
 // === impl Shared ===
 
 impl Shared {
-    async fn view(self: &Arc<Self>) -> View {
+    pub(super) async fn view(self: &Arc<Self>) -> View {
         let _ = self.loaded.subscribe().wait_for(|loaded| *loaded).await;
         let shared = self.clone();
         let look = move || {

@@ -12,6 +12,7 @@
 //!     repositories/<registry>/<repository>/_lists/<name>.json
 //!     pins/<name>.json               roots that must stay
 //!     scrub.json                     how far the scrub has come
+//!     had-credentials                some of what lies here may have been had with a credential
 //!     quarantine/sha256-abcd…        failed verification after it was committed
 //!     tmp/                           files on their way to where they belong
 //! ```
@@ -39,6 +40,11 @@ pub(super) const LISTS: &str = "_lists";
 pub(super) struct Layout {
     root: PathBuf,
     base: PathBuf,
+}
+
+/// Whether a folder is a store's data directory, or was one.
+pub fn is_store(folder: &Path) -> bool {
+    folder.join(VERSION).is_dir()
 }
 
 // === impl Layout ===
@@ -110,6 +116,11 @@ impl Layout {
     /// How far the scrub has come.
     pub(super) fn scrub(&self) -> PathBuf {
         self.base.join("scrub.json")
+    }
+
+    /// Says that credentials were in use.
+    pub(super) fn credentials(&self) -> PathBuf {
+        self.base.join("had-credentials")
     }
 
     pub(super) fn repositories(&self) -> PathBuf {

@@ -34,6 +34,7 @@ mod carry;
 mod catalog;
 mod checkpoint;
 mod count;
+mod credentials;
 mod error;
 mod fs;
 mod health;
@@ -44,6 +45,7 @@ mod layout;
 mod ledger;
 mod lists;
 mod lock;
+mod missing;
 mod one_look;
 mod order;
 mod partial;
@@ -81,8 +83,10 @@ pub use carry::OneLook;
 pub use checkpoint::{CheckedPiece, Checkpoint, PIECE_BYTES_MAX, Prefix};
 pub use error::{NoRoom, StoreError};
 pub use images::{HeldImage, HeldLayer, RemoveError, Removed};
+pub use layout::is_store;
 pub use ledger::Reservation;
 pub use lists::{ListName, ListRecord};
+pub use missing::Holding;
 pub use partial::{Extent, Partial};
 pub use piece::{Cut, Piece, Pieces};
 pub use pins::{NamedPin, Pin, PinName};
@@ -199,6 +203,7 @@ struct Shared {
     pinned_bytes: AtomicU64,
     /// It was said that the pins leave hardly any room.
     pins_said: AtomicBool,
+    had_credentials: AtomicBool,
     /// The folders of partials that are in use, at rest or being removed.
     partials: Mutex<HashSet<PathBuf>>,
     /// Those of them that the disk would not let go of.
@@ -225,6 +230,14 @@ impl fmt::Debug for Options {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Options").field("path", &self.path).finish_non_exhaustive()
     }
+}
+
+/// What is kept in memory of small content.
+fn memory() -> moka::future::Cache<Digest, Bytes> {
+    moka::future::Cache::builder()
+        .max_capacity(MEMORY_BYTES)
+        .weigher(|_, bytes: &Bytes| u32::try_from(bytes.len() + 256).unwrap_or(u32::MAX))
+        .build()
 }
 
 // === impl Store ===
@@ -261,6 +274,7 @@ impl Store {
             );
         }
         let shared = Arc::new(Shared {
+            had_credentials: AtomicBool::new(credentials::noted(&io, &layout).await),
             layout,
             io,
             ledger: Ledger::new(index, metrics.clone()),
@@ -277,10 +291,7 @@ impl Store {
             records: RecordCaches::new(),
             behind: Behind::new(metrics.clone()),
             metrics,
-            memory: moka::future::Cache::builder()
-                .max_capacity(MEMORY_BYTES)
-                .weigher(|_, bytes: &Bytes| u32::try_from(bytes.len() + 256).unwrap_or(u32::MAX))
-                .build(),
+            memory: memory(),
             evictor: tokio::sync::Mutex::default(),
             pins: RwLock::default(),
             pin_turn: Mutex::default(),

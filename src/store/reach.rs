@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use super::records::ManifestRecord;
 use crate::oci::Digest;
-use crate::oci::manifest::Platform;
 
 /// Where one manifest leads.
 #[derive(Clone, Debug, Default)]
@@ -24,15 +23,6 @@ pub(super) struct Scope<'a> {
     pub(super) platforms: &'a [String],
     /// What refers to what is reached (signatures, SBOMs) too.
     pub(super) referrers: bool,
-}
-
-/// A platform as people write it.
-pub(super) fn platform_name(platform: &Platform) -> String {
-    let Platform { os, architecture, variant, .. } = platform;
-    match variant {
-        Some(variant) => format!("{os}/{architecture}/{variant}"),
-        None => format!("{os}/{architecture}"),
-    }
 }
 
 /// Everything that the roots lead to, the roots included, whether it is held or not.
@@ -67,25 +57,34 @@ pub(super) fn referrers<'a>(manifests: impl Iterator<Item = (&'a Digest, &'a Lin
     referrers
 }
 
+/// Whether a platform is the one that is wanted: with its variant, or with any if none is named.
+fn is_of(platform: &str, wanted: &str) -> bool {
+    platform.strip_prefix(wanted).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
 // === impl Lines ===
 
 impl Lines {
+    /// Content that may be had from elsewhere belongs to nothing: registries need not hold it, and clients ask others for it.
     pub(super) fn of(record: &ManifestRecord) -> Self {
-        let platforms: Vec<_> =
-            record.descriptors.iter().map(|descriptor| descriptor.platform.as_ref().map(platform_name)).collect();
+        let own = || record.descriptors.iter().filter(|descriptor| !descriptor.is_foreign());
+        let platforms: Vec<_> = own().map(|descriptor| descriptor.platform.as_ref().map(ToString::to_string)).collect();
         let any = platforms.iter().any(Option::is_some);
         Self {
-            children: record.descriptors.iter().map(|descriptor| descriptor.digest).collect(),
+            children: own().map(|descriptor| descriptor.digest).collect(),
             platforms: if any { platforms.into() } else { Arc::default() },
             subject: record.subject,
         }
     }
 
+    /// Whether any child is for a platform, such as `linux/amd64`.
+    pub(super) fn has_platform(&self, wanted: &str) -> bool {
+        self.platforms.iter().flatten().any(|platform| is_of(platform, wanted))
+    }
+
     fn children_for<'a>(&'a self, wanted: &'a [String]) -> impl Iterator<Item = Digest> + 'a {
         let fits = move |at: usize| match self.platforms.get(at) {
-            Some(Some(platform)) if !wanted.is_empty() => wanted.iter().any(|wanted| {
-                platform.strip_prefix(wanted.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-            }),
+            Some(Some(platform)) if !wanted.is_empty() => wanted.iter().any(|wanted| is_of(platform, wanted)),
             _ => true,
         };
         self.children.iter().enumerate().filter(move |(at, _)| fits(*at)).map(|(_, child)| *child)

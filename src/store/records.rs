@@ -286,6 +286,14 @@ impl Store {
         Ok(found.and_then(|(_, record)| listed_in(&record, digest)))
     }
 
+    /// The manifests recorded in a repository that refer to another, as signatures do.
+    pub async fn referring(&self, repository: &Repository, subject: &Digest) -> Result<Vec<Digest>, StoreError> {
+        self.shared.ensure_loaded(repository).await?;
+        let mut referring = self.shared.catalog.read().referring(repository, subject);
+        referring.sort_unstable();
+        Ok(referring)
+    }
+
     /// Whether any manifest of a repository was had without credentials; `None` if none is recorded.
     pub async fn is_public(&self, repository: &Repository) -> Result<Option<bool>, StoreError> {
         let mut found = self.shared.behind.is_public(repository);

@@ -154,7 +154,16 @@ async fn what_only_our_credential_opens_is_for_those_whom_a_rule_names() {
     );
     let mirror = files.access(builder, rules).start().await;
     let ann = basic("ann", "ann-password");
-    assert_eq!(get(&mirror, "/v2/", "").await.status(), 200);
+    // Some clients say who they are only if they are asked here, and go on as nobody if they are nobody.
+    assert_challenge(&get(&mirror, "/v2/", "").await, "/v2/");
+    assert_challenge(&get(&mirror, "/v2/", &basic("ann", "wrong")).await, "/v2/");
+    let open = manifest("library/app", "v1");
+    for nobody in ["", "Basic Og=="] {
+        assert_eq!(get(&mirror, &open, nobody).await.status(), 200, "{nobody:?}");
+    }
+    // This one gives up if it's asked and has nothing to say.
+    let dockerd = Request::get("/v2/").header("User-Agent", "docker/28.0.1 go/go1.23 os/linux");
+    assert_eq!(mirror.send(&dockerd).await.status(), 200);
     for _ in 0..2 {
         for path in [manifest("acme/secret", "v1"), blob("acme/secret", &private.layers[0].digest)] {
             for stranger in ["", &basic("bob", "bob-password")] {

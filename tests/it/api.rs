@@ -108,6 +108,19 @@ async fn every_answer_is_what_the_description_says() {
         }
     }
     assert!(described >= 9, "{described}");
+    let seeding =
+        Request::new("POST", "/api/v1/seeds").body(br#"{"images": [{"image": "app:v1"}, {"image": "none:v1"}]}"#);
+    check_answer(&document, "/seeds", "post", &mirror.send_admin(&seeding).await);
+    for (path, asked) in [
+        ("/have", "/have?image=app:v1&platforms=linux/amd64"),
+        ("/have", "/have?image=none:v1&referrers=false"),
+        ("/seeds", "/seeds"),
+        ("/seeds/{number}", "/seeds/1"),
+    ] {
+        let answer = mirror.admin(&format!("/api/v1{asked}")).await;
+        assert_eq!(answer.status(), 200, "{asked}");
+        check_answer(&document, path, "get", &answer);
+    }
     for (path, status) in [("/nothing", 404), ("/requests?limit=0", 400), ("/requests?limt=1", 400)] {
         let answer = mirror.admin(&format!("/api/v1{path}")).await;
         assert_eq!(answer.status(), status, "{path}");

@@ -306,7 +306,8 @@ async fn a_deleted_tag_outlives_a_restart_though_a_credential_is_configured() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_herd_costs_one_look_at_what_strangers_may_read() {
     let (registry, public, _, builder) = world(bearer(), true).await;
-    let mirror = builder.start().await;
+    // Who comes when all is over already finds the tag fresh.
+    let mirror = builder.tag_ttl("1h").start().await;
     let gate = registry.gate(On::manifest("v1").head());
     let mut herd = Vec::new();
     for _ in 0..20 {
@@ -355,6 +356,52 @@ async fn what_a_credential_opened_stays_private_when_it_is_taken_away() {
     for path in &paths {
         assert_ne!(mirror.get(path).await.status(), 200, "{path}");
     }
+    mirror.pull("library/app", "v1", &public).await;
+    mirror.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_manifest_that_names_what_a_credential_once_opened_does_not_open_it_when_that_is_taken_away() {
+    let (registry, _, private, builder) = world(bearer(), true).await;
+    let mirror = builder.upstream_set("docker.io", "share_private", "true").tag_ttl("0s").start().await;
+    mirror.pull("acme/secret", "v1", &private).await;
+    mirror.idle().await;
+    let site = mirror.stop().await;
+    let config = std::fs::read_to_string(site.config()).unwrap();
+    let without: Vec<_> =
+        config.lines().filter(|line| !line.starts_with("credentials") && !line.starts_with("share_private")).collect();
+    std::fs::write(site.config(), without.join("\n")).unwrap();
+    registry.put_manifest("mallory/open", Some("v1"), &private.manifest);
+    let mirror = site.start().await;
+    mirror.get(&manifest("mallory/open", "v1")).await.assert_ok(&private.manifest.bytes);
+    let stolen = mirror.get(&blob("mallory/open", &private.layers[0].digest)).await;
+    assert_eq!((stolen.status(), stolen.error_code().as_str()), (404, "BLOB_UNKNOWN"));
+    registry.go_down().await;
+    let stolen = mirror.get(&blob("mallory/open", &private.layers[0].digest)).await;
+    assert_eq!((stolen.status(), stolen.error_code().as_str()), (403, "DENIED"));
+    mirror.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_held_before_its_manifest_came_is_served_while_upstream_is_gone() {
+    let (registry, public, _, builder) = world(bearer(), true).await;
+    let mirror = builder.start().await;
+    for part in public.blobs() {
+        mirror.get(&blob("library/app", &part.digest)).await.assert_ok(&part.bytes);
+    }
+    mirror.idle().await;
+    // What upstream said of them was noted nowhere: no manifest listed them.
+    let mirror = mirror.stop().await.start().await;
+    mirror.get(&manifest("library/app", "v1")).await.assert_ok(&public.manifest.bytes);
+    let name = public.manifest.digest.replace(':', "-");
+    let record = mirror.site().data().join(format!("v1/repositories/docker.io/library/app/_manifests/{name}.json"));
+    let confirmed = || {
+        let record: Option<serde_json::Value> =
+            std::fs::read(&record).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        record.is_some_and(|record| record["confirmed"].as_array().map(Vec::len) == Some(public.blobs().count()))
+    };
+    crate::support::until("upstream has confirmed them ahead", confirmed).await;
+    registry.go_down().await;
     mirror.pull("library/app", "v1", &public).await;
     mirror.finish().await;
 }

@@ -167,6 +167,8 @@ async fn an_import_that_is_killed_is_run_again() {
     succeeds(&program.run("export", &[APP, TOOL, "-o", &bundle.display().to_string()]));
     let bytes = std::fs::read(&bundle).unwrap();
     let site = world.site();
+    // From here on there is a store to look into.
+    fails(&site.run("import", &["absent.tar"]));
     for part in [2000, bytes.len() / 3, bytes.len() * 2 / 3, bytes.len() - 600] {
         let mut importing = site.start_command("import", &["-", "--pin", "site"]);
         let mut input = importing.stdin.take().unwrap();

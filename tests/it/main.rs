@@ -34,6 +34,7 @@ mod registry;
 mod reload;
 mod restart;
 mod resume;
+mod seed;
 mod segments;
 mod serving;
 mod soak;

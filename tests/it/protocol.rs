@@ -335,6 +335,15 @@ impl World {
         rows.push(row("If-Range with another", other).blob(digest, bytes));
         let head = row("HEAD with a range", Request::head(&path).range("bytes=1-2"));
         rows.push(head.blob(digest, bytes).is("content-length", "2048").absent("content-range"));
+        for (path, digest) in
+            [(path.clone(), digest.clone()), (manifest("library/app", "docker"), self.docker.manifest.digest.clone())]
+        {
+            let known = Request::get(&path).header("If-None-Match", format!("\"x\", W/\"{digest}\""));
+            let known = row(format!("what is known, {path}"), known).status(&[304]).is("etag", format!("\"{digest}\""));
+            rows.push(known.absent("content-type").body(Body::Bytes(Bytes::new())));
+        }
+        let other = Request::get(&path).header("If-None-Match", "\"something else\"");
+        rows.push(row("If-None-Match with another", other).blob(digest, bytes));
         // containerd 2.1.0 does this to manifests too
         let all = row("a manifest's range", Request::get(manifest("library/app", "docker")).range("bytes=0-"));
         rows.push(all.status(&[200, 206]).manifest(&self.docker.manifest));

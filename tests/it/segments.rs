@@ -301,3 +301,18 @@ async fn readers_of_ranges_all_over_a_cold_blob_cost_its_bytes_once() {
     assert!(sent <= LARGE as u64 * 105 / 100, "{sent} bytes for a blob of {LARGE}");
     mirror.finish().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn credentials_for_anything_make_no_download_slow() {
+    let registry = Registry::start().await;
+    let image = Image::new(1, &[LARGE]);
+    registry.put_image("library/app", "v1", &image);
+    let credentials = "[{ username = \"bot\", password = \"secret\" }]";
+    let mirror = builder(&registry).upstream_set("quay.io", "credentials", credentials).start().await;
+    announce(&mirror, &image).await;
+    let layer = &image.layers[0];
+    mirror.get(&blob("library/app", &layer.digest)).await.assert_ok(&layer.bytes);
+    // The manifest says how large it is, whoever must say that it may be read.
+    assert_eq!(registry.seen(&gets(layer)).len(), 4, "three segments and a piece");
+    mirror.finish().await;
+}

@@ -647,6 +647,11 @@ async fn the_doctor_says_what_works_and_what_does_not() {
     assert_eq!(registry.count(&On::kind(Kind::Blob)), 1, "{told}");
     let (well, told) = walk("library/none:v1").await;
     assert!(!well && told.contains("FAIL"), "{told}");
+    // What we may read is not what our clients may.
+    registry.put_image("acme/secret", "v1", &Image::new(6, &[200]));
+    registry.make_private("acme/secret", &["bot"]);
+    let (well, private) = walk("acme/secret:v1").await;
+    assert!(!well && private.contains("clients get 403: set share_private = true"), "{private}");
     registry.go_down().await;
     let (well, more) = walk("library/multi:v1").await;
     assert!(!well && more.contains("can't be reached"), "{more}");

@@ -109,6 +109,11 @@ impl Program {
         command(name, &self.config()).args(arguments).stdin(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap()
     }
 
+    /// Starts a command, which can be killed.
+    pub(crate) fn spawn(&self, name: &str, arguments: &[&str]) -> Child {
+        command(name, &self.config()).args(arguments).stderr(Stdio::null()).spawn().unwrap()
+    }
+
     /// Runs a command on the store, or on the server that runs on it.
     pub(crate) fn run(&self, name: &str, arguments: &[&str]) -> Output {
         command(name, &self.config()).args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).output().unwrap()

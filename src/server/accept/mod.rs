@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::response::{IntoResponse, Response};
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use http::{HeaderValue, StatusCode, header};
 use rustix::io::Errno;
 use tokio::net::{TcpListener, TcpStream};
@@ -256,15 +258,17 @@ impl Acceptor {
         };
         let counted = Counted::new(self.metrics.clone(), place);
         let (draining, cut) = (self.draining.clone(), self.cut.clone());
-        let tls = self.tls.clone();
-        let serving = async move {
-            let Some(tls) = tls else {
-                return connection::serve(stream, info, app, limits, draining).await;
-            };
-            match shake_hands(&tls, stream, limits.clocks.first_byte, &draining).await {
-                Ok(stream) => connection::serve(stream, info, app, limits, draining).await,
-                Err(end) => end,
+        // Each in a box of its own size: a future of both would take that of TLS, ten times as much, for as long as a plain
+        // connection idles.
+        let serving: BoxFuture<'static, End> = match self.tls.clone() {
+            None => connection::serve(stream, info, app, limits, draining).boxed(),
+            Some(tls) => async move {
+                match shake_hands(&tls, stream, limits.clocks.first_byte, &draining).await {
+                    Ok(stream) => connection::serve(stream, info, app, limits, draining).await,
+                    Err(end) => end,
+                }
             }
+            .boxed(),
         };
         let task = async move {
             let _counted = counted;

@@ -36,11 +36,9 @@ pub(super) async fn remove(
     RawQuery(query): RawQuery,
 ) -> Result<Response, ApiError> {
     let query = Query::read(query.as_deref(), &["image"])?;
-    let text =
-        query.get("image").ok_or_else(|| ApiError::bad_request("say which: ?image=docker.io/library/nginx:1.27"))?;
-    let image: ImageName =
-        text.parse().map_err(|error| ApiError::bad_request(format!("{text} is no image: {error}")))?;
-    let removed = api.parts()?.store.remove_image(&image).await.map_err(|error| refusal(&error))?;
+    let parts = api.parts()?;
+    let image = query.image(parts.mirror.names())?;
+    let removed = parts.store.remove_image(&image).await.map_err(|error| refusal(&error))?;
     let after = format!("{} blobs, {} bytes freed", removed.blobs, removed.freed_bytes);
     audit::changed("image removed", &operator.actor, &image.to_string(), &"held", &after);
     page::ok(&removed)

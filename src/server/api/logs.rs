@@ -7,7 +7,7 @@ use axum::response::Response;
 use serde::Deserialize;
 use serde_json::json;
 
-use crate::{audit, telemetry};
+use crate::{audit, config, telemetry};
 
 use super::{Api, ApiError, Operator, page};
 
@@ -28,6 +28,7 @@ pub(super) async fn change(
 ) -> Result<Response, ApiError> {
     let Wanted { level } = serde_json::from_slice(&body)
         .map_err(|_| ApiError::bad_request("the body is {\"level\": \"…\"}, as log.level in the configuration"))?;
+    let level = config::log_level(&level).map_err(ApiError::bad_request)?;
     let before = telemetry::level().unwrap_or_default();
     telemetry::set_level(&level).map_err(|error| ApiError::bad_request(error.to_string()))?;
     audit::changed("log level", &operator.actor, "log.level", &before, &level);

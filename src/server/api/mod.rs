@@ -10,6 +10,7 @@ mod page;
 mod pins;
 mod reload;
 mod requests;
+mod seeds;
 mod status;
 mod upstreams;
 mod verify;
@@ -24,7 +25,7 @@ use http::header::CONTENT_TYPE;
 use parking_lot::RwLock;
 
 use crate::fill::Fills;
-use crate::jobs::verify::Verification;
+use crate::jobs::Jobs;
 use crate::metrics::Metrics;
 use crate::mirror::Mirror;
 use crate::store::Store;
@@ -48,7 +49,7 @@ struct Shared {
     readiness: Readiness,
     activity: Activity,
     history: History,
-    verification: Verification,
+    jobs: Jobs,
     guard: RwLock<Arc<Guard>>,
     parts: RwLock<Option<Parts>>,
     reload: RwLock<Option<Arc<dyn Reload>>>,
@@ -80,7 +81,7 @@ impl Api {
         readiness: Readiness,
         activity: Activity,
         history: History,
-        verification: Verification,
+        jobs: Jobs,
     ) -> Self {
         Self(Arc::new(Shared {
             started: Instant::now(),
@@ -88,7 +89,7 @@ impl Api {
             readiness,
             activity,
             history,
-            verification,
+            jobs,
             guard: RwLock::new(Arc::new(guard)),
             parts: RwLock::new(None),
             reload: RwLock::new(None),
@@ -133,6 +134,10 @@ impl Api {
             .route("/pins", get(pins::list))
             .route("/pins/{name}", put(pins::put).delete(pins::remove))
             .route("/verify", get(verify::show).post(verify::begin))
+            .route("/seeds", get(seeds::list).post(seeds::begin))
+            .route("/seeds/{number}", get(seeds::show))
+            .route("/warm", get(seeds::warm))
+            .route("/have", get(seeds::have))
             .route("/reload", post(reload::reload))
             .route("/log", get(logs::show).put(logs::change))
             .fallback(async || ApiError::not_found("there is nothing of this name in the API"))

@@ -9,6 +9,8 @@ use serde::Serialize;
 
 use super::super::router::json;
 use super::ApiError;
+use crate::mirror::Names;
+use crate::oci::ImageName;
 
 /// A page of a list, as every list is answered.
 #[derive(Debug, Serialize)]
@@ -63,6 +65,15 @@ impl Query {
     /// A parameter that says something.
     pub(super) fn get(&self, name: &str) -> Option<&str> {
         self.0.get(name).map(String::as_str).filter(|value| !value.is_empty())
+    }
+
+    /// The image that is meant, by the canonical name of its registry.
+    pub(super) fn image(&self, names: &Names) -> Result<ImageName, ApiError> {
+        let text = self.get("image");
+        let text = text.ok_or_else(|| ApiError::bad_request("say which: ?image=docker.io/library/nginx:1.27"))?;
+        let image = text.parse::<ImageName>();
+        let image = image.map_err(|error| ApiError::bad_request(format!("{text} is no image: {error}")))?;
+        names.canonical_if_known(&image).map_err(|error| ApiError::bad_request(error.to_string()))
     }
 
     /// How many things the page may have.

@@ -43,10 +43,12 @@ pub(super) async fn put(
     if roots.is_empty() {
         return Err(ApiError::bad_request("a pin without images keeps nothing: delete it instead"));
     }
+    let parts = api.parts()?;
+    let canonical = roots.iter().map(|root| parts.mirror.names().canonical(root)).collect::<Result<Vec<_>, _>>();
+    let roots = canonical.map_err(|error| ApiError::bad_request(error.to_string()))?;
     let after: Vec<_> = roots.iter().map(ToString::to_string).collect();
     let pin = Pin { roots, platforms, referrers, created: Timestamp::now() };
-    let store = api.parts()?.store;
-    store.pin(&name, pin.clone()).await.map_err(|error| ApiError::internal(error.to_string()))?;
+    parts.store.pin(&name, pin.clone()).await.map_err(|error| ApiError::internal(error.to_string()))?;
     audit::changed("pin", &operator.actor, name.as_str(), &"-", &after.join(" "));
     page::ok(&NamedPin { name, pin })
 }

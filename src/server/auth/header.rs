@@ -10,6 +10,8 @@ use crate::secret::Secret;
 pub enum Claim {
     /// It has a token (`Bearer`).
     Token(Secret),
+    /// It is nobody (`Basic` without name and password), which clients say that have been asked and have neither.
+    Nobody,
     /// It is someone (`Basic`).
     Password {
         /// Who.
@@ -37,6 +39,9 @@ pub fn parse(value: &str) -> Option<Claim> {
     }
     let decoded = String::from_utf8(STANDARD.decode(rest).ok()?).ok()?;
     let (name, password) = decoded.split_once(':')?;
+    if name.is_empty() && password.is_empty() {
+        return Some(Claim::Nobody);
+    }
     // bcrypt takes a NUL for the end.
     let sound = !name.is_empty() && !decoded.contains('\0');
     sound.then(|| Claim::Password { name: name.to_owned(), password: Secret::new(password) })
@@ -60,6 +65,7 @@ mod tests {
         {
             assert_eq!(parse(nothing), None, "{nothing:?}");
         }
+        assert_eq!(parse("Basic Og=="), Some(Claim::Nobody));
         assert_eq!(parse("Basic YW5uOmEAYg=="), None, "a NUL");
         assert_eq!(parse(&format!("Bearer {}", "x".repeat(9000))), None);
     }

@@ -137,6 +137,7 @@ impl Checks {
         let (name, password) = match claim {
             // Nobody guesses one, so this needs no slowing down.
             Claim::Token(token) => return known.token(token.expose()).map(Identity::User).ok_or(Refusal::Wrong),
+            Claim::Nobody => return Ok(Identity::Anonymous),
             Claim::Password { name, password } => (name, password),
         };
         // Clients that know only Basic carry a token as the password of its name.

@@ -1,0 +1,337 @@
+//! Seeding: all of an image is fetched before anybody asks for it, for some platforms or for all, with what refers to it.
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use futures_util::future::BoxFuture;
+use futures_util::{FutureExt, StreamExt, stream};
+use parking_lot::Mutex;
+use tokio::sync::Semaphore;
+
+use crate::config::PlatformName;
+use crate::fill::FillKey;
+use crate::oci::manifest::{Descriptor, Manifest};
+use crate::oci::referrers::{Referrers, fallback_tag};
+use crate::oci::{Digest, ImageName, Reference, Tag, Verified, media};
+use crate::upstream::Access;
+
+use super::error::{MirrorError, MirrorErrorKind};
+use super::manifests::ManifestAnswer;
+use super::outcome::Outcome;
+use super::prefetch::is_wanted;
+use super::upstreams::Target;
+use super::{HeldManifest, Mirror};
+
+/// What is wanted of an image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Order {
+    /// Which one.
+    pub image: ImageName,
+    /// Of an image for several platforms, only these; empty is all.
+    pub platforms: Vec<PlatformName>,
+    /// Signatures, attestations and SBOMs too.
+    pub referrers: bool,
+}
+
+/// What all images of one run share.
+#[derive(Debug)]
+pub struct Run {
+    /// Nothing is fetched but what it takes to tell how much there is.
+    dry: bool,
+    blobs: Semaphore,
+    /// What an image of this run has or fetches already.
+    claimed: Mutex<HashSet<Digest>>,
+}
+
+/// How far an image has come. What is counted only grows.
+#[derive(Debug, Default)]
+pub struct Tally {
+    /// All bytes that belong to it, as far as they are known yet.
+    pub total_bytes: AtomicU64,
+    /// Those that came from upstream; in a dry run, those that would.
+    pub fetched_bytes: AtomicU64,
+    /// Those that another image of the run has brought or brings.
+    pub shared_bytes: AtomicU64,
+    /// Those that were held before.
+    pub held_bytes: AtomicU64,
+    missing: Mutex<Vec<String>>,
+    referrers: AtomicU64,
+    digest: Mutex<Option<Digest>>,
+}
+
+/// One image on its way.
+struct Seeding<'a> {
+    mirror: &'a Mirror,
+    target: Target,
+    order: &'a Order,
+    run: &'a Run,
+    tally: &'a Tally,
+    /// The manifests that were looked at, for they may lead in circles.
+    seen: Mutex<HashSet<Digest>>,
+}
+
+/// How often a blob is tried whose download fails as a whole. Each resumes what has broken off by itself.
+const ATTEMPTS: usize = 3;
+
+/// Indexes of indexes and signatures of signatures are followed so far.
+const DEPTH_MAX: usize = 8;
+
+/// Of one image so many manifests are looked at.
+const MANIFESTS_MAX: usize = 20_000;
+
+/// Of so many manifests of an index the blobs are fetched at once.
+const CHILDREN_AT_ONCE: usize = 4;
+
+/// So many reasons are kept for one image.
+const MISSING_MAX: usize = 100;
+
+/// What cosign and its relatives append to the digest of what they sign, attest or describe.
+const COSIGN_SUFFIXES: [&str; 3] = ["sig", "att", "sbom"];
+
+// === impl Run ===
+
+impl Run {
+    /// A run that fetches so many blobs at once, or that only looks how much there is.
+    pub fn new(blobs_at_once: usize, dry: bool) -> Self {
+        Self { dry, blobs: Semaphore::new(blobs_at_once.max(1)), claimed: Mutex::default() }
+    }
+}
+
+// === impl Tally ===
+
+impl Tally {
+    /// The image's manifest, once it is known.
+    pub fn digest(&self) -> Option<Digest> {
+        *self.digest.lock()
+    }
+
+    /// How many signatures, attestations and SBOMs there are.
+    pub fn referrers(&self) -> u64 {
+        self.referrers.load(Ordering::Relaxed)
+    }
+
+    /// What is missing, and why; a sentence each.
+    pub fn missing(&self) -> Vec<String> {
+        self.missing.lock().clone()
+    }
+
+    fn miss(&self, what: String) {
+        let mut missing = self.missing.lock();
+        if missing.len() < MISSING_MAX && !missing.contains(&what) {
+            missing.push(what);
+        }
+    }
+}
+
+// === impl Mirror ===
+
+impl Mirror {
+    /// Fetches all of an image that isn't held. Returns when all is held, or the tally says what is missing.
+    pub async fn seed(&self, order: &Order, run: &Run, tally: &Tally) {
+        let repository = &order.image.repository;
+        let resolved = self.resolve(None, repository.name.as_str(), Some(repository.registry.as_str()), None);
+        // Whoever may have images seeded is no stranger.
+        let target = match resolved {
+            Ok(target) => Target { listed: true, ..target },
+            Err(error) => return tally.miss(error.to_string()),
+        };
+        let seeding = Seeding { mirror: self, target, order, run, tally, seen: Mutex::default() };
+        match seeding.manifest(&order.image.reference).await {
+            Ok(manifest) => {
+                *tally.digest.lock() = Some(manifest.digest);
+                if let Outcome::Stale { .. } = manifest.outcome {
+                    let why = manifest.warning.as_deref().unwrap_or("upstream could not be asked");
+                    tally.miss(format!("{} may be out of date: {why}", order.image));
+                }
+                seeding.take(manifest, true, 0).await;
+            }
+            Err(error) => tally.miss(error.to_string()),
+        }
+    }
+}
+
+// === impl Seeding ===
+
+impl Seeding<'_> {
+    /// A manifest, held from now on unless this is a dry run.
+    async fn manifest(&self, reference: &Reference) -> Result<ManifestAnswer, MirrorError> {
+        if !self.run.dry {
+            return self.mirror.manifest(&self.target, reference).await;
+        }
+        let (client, repository) = (&self.target.upstream.client, &self.target.repository);
+        if let Reference::Digest(digest) = reference
+            && let Some(held) = self.mirror.held_manifest(&self.target, digest).await
+        {
+            return Ok(held.answer(Outcome::Hit));
+        }
+        if self.mirror.0.settings.offline {
+            return Err(MirrorError::offline(&format!("{repository} {reference}")));
+        }
+        let body = client.get_manifest(repository, reference, Access::Configured).await?;
+        let digest = match reference {
+            Reference::Digest(digest) => *digest,
+            Reference::Tag(_) => body.digest.unwrap_or_else(|| Digest::sha256(&body.bytes)),
+        };
+        Verified::check(&digest, &body.bytes).map_err(|mismatch| MirrorError::wrong_manifest(repository, &mismatch))?;
+        let media_type = body.media_type.unwrap_or_default().into();
+        Ok(HeldManifest { bytes: body.bytes, media_type, digest }.answer(Outcome::Miss))
+    }
+
+    /// Takes a manifest with all that belongs to it. Only that of the image itself has platforms to choose from.
+    fn take(&self, manifest: ManifestAnswer, is_root: bool, depth: usize) -> BoxFuture<'_, ()> {
+        async move {
+            let digest = manifest.digest;
+            let seen = {
+                let mut seen = self.seen.lock();
+                seen.len() >= MANIFESTS_MAX || !seen.insert(digest)
+            };
+            if seen || depth > DEPTH_MAX {
+                return;
+            }
+            let held = matches!(manifest.outcome, Outcome::Hit | Outcome::Revalidated | Outcome::Stale { .. });
+            self.count(&digest, manifest.bytes.len() as u64, held);
+            let parsed = match Manifest::parse(&manifest.bytes, Some(&*manifest.media_type)) {
+                Ok(parsed) => parsed,
+                Err(error) => return self.tally.miss(format!("{}@{digest}: {error}", self.target.repository)),
+            };
+            let (manifests, blobs): (Vec<Descriptor>, Vec<Descriptor>) = parsed
+                .descriptors()
+                .filter(|listed| !listed.is_foreign())
+                .cloned()
+                .partition(|listed| media::is_manifest_type(&listed.media_type));
+            let chosen = if is_root { self.choose(manifests) } else { manifests };
+            let blobs: Vec<_> = blobs.into_iter().map(|blob| self.blob(blob)).collect();
+            let children: Vec<_> = chosen.into_iter().map(|child| self.child(child.digest, depth + 1)).collect();
+            let children = stream::iter(children).buffer_unordered(CHILDREN_AT_ONCE).collect::<Vec<()>>();
+            futures_util::future::join(futures_util::future::join_all(blobs), children).await;
+            if self.order.referrers {
+                self.take_referrers(digest, depth).await;
+            }
+        }
+        .boxed()
+    }
+
+    async fn child(&self, digest: Digest, depth: usize) {
+        match self.manifest(&Reference::Digest(digest)).await {
+            Ok(manifest) => self.take(manifest, false, depth).await,
+            Err(error) => self.tally.miss(error.to_string()),
+        }
+    }
+
+    /// The children of an index that are wanted. Those that say of no platform what they are belong to the others, as
+    /// attestations do that a builder appends.
+    fn choose(&self, mut children: Vec<Descriptor>) -> Vec<Descriptor> {
+        let wanted = &self.order.platforms;
+        if wanted.is_empty() || children.is_empty() {
+            return children;
+        }
+        let of = |child: &Descriptor| child.platform.clone().filter(|platform| platform.os != "unknown");
+        for platform in wanted {
+            if !children
+                .iter()
+                .any(|child| of(child).is_some_and(|known| is_wanted(std::slice::from_ref(platform), &known)))
+            {
+                let has: Vec<_> = children.iter().filter_map(of).map(|known| known.to_string()).collect();
+                self.tally.miss(format!("{} has nothing for {platform}, only {}", self.order.image, has.join(" ")));
+            }
+        }
+        children.retain(|child| match of(child) {
+            Some(platform) => is_wanted(wanted, &platform),
+            None => self.order.referrers,
+        });
+        children
+    }
+
+    /// Takes what refers to a manifest: by the API for that, and by the tags that tools write where there is none.
+    async fn take_referrers(&self, subject: Digest, depth: usize) {
+        let mut found = HashSet::new();
+        match self.mirror.referrers(&self.target, &subject, &[]).await {
+            Ok(answer) => match Referrers::parse(answer.body.as_bytes()) {
+                Ok(list) => found.extend(list.digests()),
+                Err(error) => self.tally.miss(format!("the referrers of {subject}: {error}")),
+            },
+            Err(error) => self.tally.miss(error.to_string()),
+        }
+        let fallback = fallback_tag(&subject);
+        let tags = COSIGN_SUFFIXES.iter().filter_map(|suffix| format!("{fallback}.{suffix}").parse::<Tag>().ok());
+        for tag in tags {
+            match self.manifest(&Reference::Tag(tag)).await {
+                Ok(manifest) => {
+                    self.tally.referrers.fetch_add(1, Ordering::Relaxed);
+                    self.take(manifest, false, depth + 1).await;
+                }
+                Err(error) if error.is_not_found() || error.kind == MirrorErrorKind::Denied => {}
+                Err(error) => self.tally.miss(error.to_string()),
+            }
+        }
+        for digest in found {
+            self.tally.referrers.fetch_add(1, Ordering::Relaxed);
+            self.child(digest, depth + 1).await;
+        }
+    }
+
+    /// Counts something that belongs to the image and is all there is to do about it.
+    fn count(&self, digest: &Digest, size_bytes: u64, held: bool) {
+        self.tally.total_bytes.fetch_add(size_bytes, Ordering::Relaxed);
+        let news = self.run.claimed.lock().insert(*digest);
+        let count = match (news, held) {
+            (false, _) => &self.tally.shared_bytes,
+            (true, true) => &self.tally.held_bytes,
+            (true, false) => &self.tally.fetched_bytes,
+        };
+        count.fetch_add(size_bytes, Ordering::Relaxed);
+    }
+
+    async fn blob(&self, blob: Descriptor) {
+        let Ok(_turn) = self.run.blobs.acquire().await else { return };
+        let store = &self.mirror.0.store;
+        if self.run.dry {
+            self.count(&blob.digest, blob.size_bytes, store.size_of(&blob.digest).is_some());
+            return;
+        }
+        let news = self.run.claimed.lock().insert(blob.digest);
+        let held = store.size_of(&blob.digest).is_some();
+        self.tally.total_bytes.fetch_add(blob.size_bytes, Ordering::Relaxed);
+        if !news {
+            self.tally.shared_bytes.fetch_add(blob.size_bytes, Ordering::Relaxed);
+        } else if held {
+            self.tally.held_bytes.fetch_add(blob.size_bytes, Ordering::Relaxed);
+        }
+        let mut attempts = 0;
+        while let Err(why) = self.fetch(&blob, news && !held).await {
+            attempts += 1;
+            if attempts >= ATTEMPTS {
+                return self.tally.miss(why);
+            }
+        }
+    }
+
+    /// Fetches a blob, if it has to be, and sees that it's held then.
+    async fn fetch(&self, blob: &Descriptor, counted: bool) -> Result<(), String> {
+        let answer = self.mirror.blob(&self.target, &blob.digest, &[]).await.map_err(|error| error.to_string())?;
+        let (mut pieces, outcome) = answer.pieces(None);
+        if outcome == Outcome::Hit {
+            return Ok(());
+        }
+        while let Some(piece) = pieces.next().await {
+            // Pieces are parts of the file that is being filled: none is read here.
+            let piece = piece.map_err(|_| format!("{} broke off; the log says why", blob.digest))?;
+            if counted {
+                self.tally.fetched_bytes.fetch_add(piece.len(), Ordering::Relaxed);
+            }
+        }
+        // It goes to its clients before it is held for good.
+        let key = FillKey { registry: self.target.repository.registry.clone(), digest: blob.digest };
+        self.mirror.0.fills.left(&key).await;
+        if self.mirror.0.store.size_of(&blob.digest).is_some() {
+            return Ok(());
+        }
+        Err(format!("{} came, but could not be kept; storage.capacity says how much may be", blob.digest))
+    }
+}
+
+impl std::fmt::Debug for Seeding<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Seeding").field("image", &self.order.image).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,143 @@
+//! Where Kubernetes objects name images: containers of every kind of object, what runs, image volumes, and operators' habits.
+
+use std::str::FromStr;
+
+use serde_json::{Map, Value};
+
+use super::DEPTH_MAX;
+
+/// A further place to look at: names of fields with dots in between, and `*` for all fields or items, such as
+/// `spec.images.*.name`. It is looked for from the top of each object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Path(Vec<String>);
+
+/// A text that is no such path.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a path is names with dots in between, such as spec.images.*.name")]
+pub struct InvalidPath;
+
+/// Names of environment variables with which operators are told what to deploy begin or end like this.
+const IMAGE_VARIABLES: (&str, &str) = ("RELATED_IMAGE_", "_IMAGE");
+
+/// What runtimes put before the name of what runs.
+const RUNTIME_PREFIXES: [&str; 2] = ["docker-pullable://", "docker://"];
+
+/// Gives everything in an object's places for images.
+pub(super) fn walk(value: &Value, give: &mut dyn FnMut(String)) {
+    visit(value, give, 0);
+}
+
+fn visit(value: &Value, give: &mut dyn FnMut(String), depth: usize) {
+    if depth > DEPTH_MAX {
+        return;
+    }
+    match value {
+        Value::Array(items) => items.iter().for_each(|item| visit(item, give, depth + 1)),
+        Value::Object(fields) => {
+            for (name, field) in fields {
+                match name.as_str() {
+                    // The same once more, as text and as what went before.
+                    "annotations" | "labels" | "managedFields" => {}
+                    "image" | "imageName" => image(field, give),
+                    "imageID" => running(field, give),
+                    _ => visit(field, give, depth + 1),
+                }
+            }
+            variable(fields, give);
+            argument(fields, give);
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
+}
+
+/// The value of a field called `image`: a name; the parts of one, as Helm charts and operators have them; or an image volume.
+fn image(field: &Value, give: &mut dyn FnMut(String)) {
+    let part = |name: &str| field.get(name).and_then(Value::as_str).filter(|text| !text.is_empty());
+    match field {
+        Value::String(text) if !text.trim().is_empty() => give(text.trim().to_owned()),
+        Value::Object(_) => {
+            if let Some(reference) = part("reference") {
+                give(reference.to_owned());
+            } else if let Some(repository) = part("repository") {
+                let registry = part("registry").map(|registry| format!("{registry}/")).unwrap_or_default();
+                let which = match (part("digest"), part("tag").or_else(|| part("version"))) {
+                    (Some(digest), _) => format!("@{digest}"),
+                    (None, Some(tag)) => format!(":{tag}"),
+                    (None, None) => String::new(),
+                };
+                give(format!("{registry}{repository}{which}"));
+            }
+        }
+        _ => {}
+    }
+}
+
+/// What a container's status says that it runs. An identifier without a repository can't be asked for.
+fn running(field: &Value, give: &mut dyn FnMut(String)) {
+    let Some(text) = field.as_str() else { return };
+    let text = RUNTIME_PREFIXES.iter().find_map(|prefix| text.strip_prefix(prefix)).unwrap_or(text);
+    if text.contains('@') {
+        give(text.to_owned());
+    }
+}
+
+/// An environment variable that tells an operator what to deploy.
+fn variable(fields: &Map<String, Value>, give: &mut dyn FnMut(String)) {
+    let text = |name: &str| fields.get(name).and_then(Value::as_str);
+    if let (Some(name), Some(value)) = (text("name"), text("value")) {
+        let (begins, ends) = IMAGE_VARIABLES;
+        if (name.starts_with(begins) || name.ends_with(ends)) && !value.trim().is_empty() {
+            give(value.trim().to_owned());
+        }
+    }
+}
+
+/// An argument of a container that tells it what to deploy: `--config-reloader-image=…`.
+fn argument(fields: &Map<String, Value>, give: &mut dyn FnMut(String)) {
+    for list in ["args", "command"] {
+        let Some(Value::Array(items)) = fields.get(list) else { continue };
+        for item in items.iter().filter_map(Value::as_str) {
+            let Some((flag, value)) = item.split_once('=') else { continue };
+            if flag.starts_with("--") && flag.ends_with("image") && !value.is_empty() {
+                give(value.to_owned());
+            }
+        }
+    }
+}
+
+// === impl Path ===
+
+impl Path {
+    /// Gives every text that is there.
+    pub(super) fn walk(&self, document: &Value, give: &mut dyn FnMut(String)) {
+        fn follow(value: &Value, rest: &[String], give: &mut dyn FnMut(String)) {
+            let Some((name, rest)) = rest.split_first() else {
+                return match value {
+                    Value::Array(items) => {
+                        items.iter().filter_map(Value::as_str).for_each(|text| give(text.to_owned()));
+                    }
+                    value => image(value, give),
+                };
+            };
+            match value {
+                Value::Array(items) if name == "*" => items.iter().for_each(|item| follow(item, rest, give)),
+                Value::Object(fields) if name == "*" => fields.values().for_each(|field| follow(field, rest, give)),
+                Value::Object(fields) => fields.get(name).into_iter().for_each(|field| follow(field, rest, give)),
+                _ => {}
+            }
+        }
+        match document.get("items").and_then(Value::as_array) {
+            Some(items) => items.iter().for_each(|item| follow(item, &self.0, give)),
+            None => follow(document, &self.0, give),
+        }
+    }
+}
+
+impl FromStr for Path {
+    type Err = InvalidPath;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let names: Vec<_> = text.trim_start_matches('.').split('.').map(str::to_owned).collect();
+        if names.iter().any(String::is_empty) { Err(InvalidPath) } else { Ok(Self(names)) }
+    }
+}
