@@ -1,6 +1,6 @@
 //! Bundles: images on their way past the network, as OCI image layouts in a tar archive or a folder.
 //!
-//! [`export`] writes what a store holds; [`import`] takes in what it, or another tool, wrote. Both go over a [`Store`] and
+//! [`export()`] writes what a store holds; [`import()`] takes in what it, or another tool, wrote. Both go over a [`Store`] and
 //! whatever bytes come from or go to. Nothing of a bundle is believed before its digest says so.
 //!
 //! [`Store`]: crate::store::Store

@@ -222,6 +222,10 @@ pub(super) async fn record(store: &Store, judged: &[Judged], public: Option<bool
             return Err(BundleError::Gone(digest));
         }
     }
+    // Else a mirror without credentials would take all that it holds for everybody's.
+    if judged.iter().any(|image| !image.is_public(public)) {
+        store.note_credentials().await?;
+    }
     for image in judged {
         let public = image.is_public(public);
         let carried: BTreeSet<Digest> = image.tree.contents().map(|(digest, _)| digest).collect();
