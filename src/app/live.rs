@@ -114,7 +114,6 @@ impl Live {
             tracing::error!("the capacity stays as it is: {error}");
         }
         self.places.set(place_limits(new));
-        self.jobs.warming.set(&new.warm);
         self.api.set_guard(guard(new, &self.checks));
         let before = self.mirror.lock().clone();
         let unchanged = |upstream: &config::Upstream| {
@@ -127,6 +126,8 @@ impl Live {
         let clients = Clients::new(new, &self.instance, &self.metrics);
         let upstreams = upstreams::upstreams(new, &clients, unchanged);
         *self.mirror.lock() = before.succeeded_by(settings(new, &self.instance), upstreams);
+        // Not before: a new list may be of a new upstream.
+        self.jobs.warming.set(&new.warm);
         self.answer_by(new);
     }
 }

@@ -47,7 +47,7 @@ pub(super) fn run(args: &Have) -> ExitCode {
             };
             match look(place, wanted, !args.no_referrers).await {
                 Ok(holding) => found.push(holding),
-                Err(error) => return refused(&error),
+                Err(code) => return code,
             }
         }
         print(&found, args.json);
@@ -57,11 +57,14 @@ pub(super) fn run(args: &Have) -> ExitCode {
     })
 }
 
-async fn look(place: &Place, wanted: &Wanted, referrers: bool) -> Result<Holding, ApiClientError> {
+async fn look(place: &Place, wanted: &Wanted, referrers: bool) -> Result<Holding, ExitCode> {
     let platforms: Vec<String> = wanted.platforms.iter().map(ToString::to_string).collect();
     match place {
-        Place::Stopped(store, _) => Ok(store.holding(&wanted.image, &platforms, referrers).await),
-        Place::Running(server) => ask(server, wanted, &platforms, referrers).await,
+        Place::Stopped(store, _) => {
+            let found = store.holding(&wanted.image, &platforms, referrers).await;
+            found.map_err(|error| fail(&error.to_string()))
+        }
+        Place::Running(server) => ask(server, wanted, &platforms, referrers).await.map_err(|error| refused(&error)),
     }
 }
 

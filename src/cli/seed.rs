@@ -91,6 +91,7 @@ pub(super) fn run(args: &Seed) -> ExitCode {
         no_referrers: args.no_referrers,
         pin: args.pin.clone(),
         dry_run: args.dry_run,
+        replaces_pin: false,
     };
     with_store_or_new(&args.store, true, async |place| {
         let display = Display::new(args.json, args.dry_run);

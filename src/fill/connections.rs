@@ -278,6 +278,7 @@ impl<'a> Connections<'a> {
         loop {
             let change = progress.change();
             if self.ranges.are_refused() {
+                drop(place);
                 return pending().await;
             }
             let Some(claim) = progress.claim_wanted() else {

@@ -31,6 +31,9 @@ pub struct Request {
     /// Nothing is fetched but what it takes to tell how much there is.
     #[serde(default)]
     pub dry_run: bool,
+    /// Once all is held, the pin keeps these images and no others.
+    #[serde(default)]
+    pub replaces_pin: bool,
 }
 
 /// An image that is to be fetched.
@@ -172,7 +175,41 @@ pub async fn seed(mirror: &Mirror, store: &Store, request: &Request, watch: &Wat
         }
     });
     all.await;
+    if !request.dry_run {
+        look_again(store, request, watch).await;
+        if let Some(name) = request.pin.as_ref().filter(|_| request.replaces_pin && watch.progress().is_complete()) {
+            // All of the new is held, so the old may go.
+            if let Err(error) = store.pin(name, widened(None, request)).await {
+                return watch.end(Err(format!("could not pin {name}: {error}")));
+            }
+        }
+    }
     watch.end(Ok(()));
+}
+
+/// What was fetched first may be gone again when the last has come: nothing but a look at the end tells.
+async fn look_again(store: &Store, request: &Request, watch: &Watch) {
+    for (wanted, (image, state, tally)) in request.images.iter().zip(&watch.images) {
+        if *state.lock() != State::Done {
+            continue;
+        }
+        let platforms: Vec<String> = wanted.platforms.iter().map(ToString::to_string).collect();
+        match store.holding(image, &platforms, !request.no_referrers).await {
+            Ok(holding) if holding.missing.is_empty() && holding.digest.is_some() => continue,
+            Ok(holding) => {
+                let what = match &holding.missing[..] {
+                    [] => "its tag or manifest".to_owned(),
+                    [one] => one.to_string(),
+                    [first, rest @ ..] => format!("{first} and {} more", rest.len()),
+                };
+                tally.miss(format!(
+                    "{what} of {image} not held at the end: it could not be kept, or had to make room; see storage.capacity"
+                ));
+            }
+            Err(error) => tally.miss(error.to_string()),
+        }
+        *state.lock() = State::Incomplete;
+    }
 }
 
 async fn pin(store: &Store, name: &PinName, request: &Request) -> Result<(), StoreError> {

@@ -55,6 +55,9 @@ struct List {
 /// How often lists are looked at that may be due.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
+/// When a list is looked at again whose run could not begin.
+const AGAIN_AFTER: Duration = Duration::from_secs(10);
+
 /// A longer file is no list.
 const FILE_BYTES_MAX: u64 = 16 << 20;
 
@@ -93,9 +96,7 @@ impl Warming {
             for warm in self.due() {
                 let name = warm.name.clone();
                 let begun = match read(warm, &pool).await {
-                    Ok(request) => {
-                        self.seeds.begin(mirror(), store.clone(), request).map_err(|error| error.to_string())
-                    }
+                    Ok(request) => self.begin(mirror(), store.clone(), request),
                     Err(problem) => Err(problem),
                 };
                 if let Err(problem) = &begun {
@@ -104,6 +105,14 @@ impl Warming {
                 self.note_begin(name.as_str(), begun);
             }
         }
+    }
+
+    fn begin(&self, mirror: Mirror, store: Store, mut request: Request) -> Result<u64, String> {
+        for wanted in &mut request.images {
+            let canonical = mirror.names().canonical_if_known(&wanted.image);
+            wanted.image = canonical.map_err(|error| error.to_string())?;
+        }
+        self.seeds.begin(mirror, store, request).map_err(|error| error.to_string())
     }
 
     /// The lists whose time has come, each told of once.
@@ -125,7 +134,12 @@ impl Warming {
             Ok(number) => {
                 (list.running, list.state.run, list.state.problem) = (true, Some(number), None);
             }
-            Err(problem) => list.state.problem = Some(problem),
+            Err(problem) => {
+                list.due = Instant::now() + AGAIN_AFTER;
+                (list.state.problem, list.state.complete) = (Some(problem), Some(false));
+                let labels = ListLabels { list: list.state.name.clone() };
+                self.metrics.warm_complete.get_or_create(&labels).set(0);
+            }
         }
     }
 
@@ -156,7 +170,7 @@ async fn read(warm: Warm, pool: &Pool) -> Result<Request, String> {
         let platforms = warm.platforms.clone();
         images.extend(pool.run(move || read_file(&file, &platforms)).await?);
     }
-    Ok(Request { images, no_referrers: !warm.referrers, pin: Some(warm.name), dry_run: false })
+    Ok(Request { images, no_referrers: !warm.referrers, pin: Some(warm.name), dry_run: false, replaces_pin: true })
 }
 
 fn read_file(file: &Path, platforms: &[crate::config::PlatformName]) -> Result<Vec<Wanted>, String> {

@@ -165,7 +165,7 @@ impl Mirror {
             artifact_type: manifest.artifact_type.clone(),
             descriptors: manifest.descriptors().cloned().collect(),
             public: self.is_public(target),
-            confirmed: Vec::new(),
+            confirmed: self.confirmed_of(repository, &manifest),
         };
         let is_private = !record.public;
         self.0.store.keep_manifest(repository, verified, bytes.clone(), record);

@@ -111,7 +111,9 @@ impl Names {
         match self.registry_called(registry.as_str()) {
             Some(registry) => {
                 let repository = Repository { registry, name: name.clone() };
-                Ok(ImageName { repository, reference: image.reference.clone() })
+                let named = ImageName { repository, reference: image.reference.clone() };
+                // By its other names too, Docker Hub has official images that are called without `library/`.
+                Ok(named.to_string().parse().unwrap_or(named))
             }
             None => Err(Misnamed::Unknown(unknown(registry.as_str()))),
         }
@@ -259,6 +261,7 @@ mod tests {
         names.add(0, &"docker.io".parse().unwrap(), &["registry-1.docker.io".to_owned()]);
         names.add(1, &"registry.corp:5000".parse().unwrap(), &["corp".to_owned()]);
         let canonical = |text: &str| names.canonical(&text.parse().unwrap()).map(|image| image.to_string());
+        assert_eq!(canonical("registry-1.docker.io/b:1"), Ok("docker.io/library/b:1".to_owned()));
         assert_eq!(canonical("registry-1.docker.io/a/b:1"), Ok("docker.io/a/b:1".to_owned()));
         let refused = canonical("corp/team/app:1").unwrap_err().to_string();
         assert!(refused.contains("as in registry.corp:5000/team/app"), "{refused}");

@@ -5,6 +5,7 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use tokio::time::timeout;
 
+use crate::oci::manifest::Manifest;
 use crate::oci::{Digest, Reference, Repository};
 use crate::upstream::{Access, UpstreamError, UpstreamErrorKind};
 
@@ -148,6 +149,15 @@ impl Mirror {
         }
     }
 
+    /// Finds out, if that is easy, whether a repository is open to all, so that what is fetched of it is recorded as such.
+    pub(super) async fn learn_rights(&self, target: &Target, reference: &Reference) {
+        let has_credential = target.upstream.client.has_credential(&target.repository);
+        if has_credential && !self.is_public(target) && !self.0.settings.offline {
+            // Where upstream doesn't say, it counts as private.
+            let _ = self.look_as_a_stranger(target, Probe::Manifest(reference)).await;
+        }
+    }
+
     /// Asks upstream without a credential, once however many ask for the same.
     async fn look_as_a_stranger(&self, target: &Target, probe: Probe<'_>) -> Result<Look, MirrorError> {
         let wanted = match probe {
@@ -253,6 +263,15 @@ impl Mirror {
             self.0.rights.public_blobs.insert(*digest, ());
         }
         known
+    }
+
+    /// What upstream has confirmed of that which a manifest lists: it is noted with each manifest that lists it.
+    pub(super) fn confirmed_of(&self, repository: &Repository, manifest: &Manifest) -> Vec<Digest> {
+        if !self.0.any_credentials {
+            return Vec::new();
+        }
+        let confirmed = |digest: &Digest| self.0.rights.confirmed.contains_key(&(repository.clone(), *digest));
+        manifest.descriptors().map(|listed| listed.digest).filter(confirmed).collect()
     }
 
     /// Remembers that upstream gave, or would give, a blob from a repository.

@@ -2,11 +2,13 @@
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt, stream};
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
+use tokio::time::timeout;
 
 use crate::config::PlatformName;
 use crate::fill::FillKey;
@@ -73,6 +75,9 @@ struct Seeding<'a> {
 /// How often a blob is tried whose download fails as a whole. Each resumes what has broken off by itself.
 const ATTEMPTS: usize = 3;
 
+/// How long a blob that has come may take to be held.
+const LEAVING_MAX: Duration = Duration::from_secs(10);
+
 /// Indexes of indexes and signatures of signatures are followed so far.
 const DEPTH_MAX: usize = 8;
 
@@ -115,7 +120,8 @@ impl Tally {
         self.missing.lock().clone()
     }
 
-    fn miss(&self, what: String) {
+    /// Notes what is missing, and why.
+    pub fn miss(&self, what: String) {
         let mut missing = self.missing.lock();
         if missing.len() < MISSING_MAX && !missing.contains(&what) {
             missing.push(what);
@@ -135,6 +141,7 @@ impl Mirror {
             Ok(target) => Target { listed: true, ..target },
             Err(error) => return tally.miss(error.to_string()),
         };
+        self.learn_rights(&target, &order.image.reference).await;
         let seeding = Seeding { mirror: self, target, order, run, tally, seen: Mutex::default() };
         match seeding.manifest(&order.image.reference).await {
             Ok(manifest) => {
@@ -156,7 +163,9 @@ impl Seeding<'_> {
     /// A manifest, held from now on unless this is a dry run.
     async fn manifest(&self, reference: &Reference) -> Result<ManifestAnswer, MirrorError> {
         if !self.run.dry {
-            return self.mirror.manifest(&self.target, reference).await;
+            let manifest = self.mirror.manifest(&self.target, reference).await?;
+            self.repair_rights(&manifest).await;
+            return Ok(manifest);
         }
         let (client, repository) = (&self.target.upstream.client, &self.target.repository);
         if let Reference::Digest(digest) = reference
@@ -175,6 +184,19 @@ impl Seeding<'_> {
         Verified::check(&digest, &body.bytes).map_err(|mismatch| MirrorError::wrong_manifest(repository, &mismatch))?;
         let media_type = body.media_type.unwrap_or_default().into();
         Ok(HeldManifest { bytes: body.bytes, media_type, digest }.answer(Outcome::Miss))
+    }
+
+    /// Records that a manifest is open to all, where it was fetched when nobody had asked.
+    async fn repair_rights(&self, manifest: &ManifestAnswer) {
+        if !self.mirror.is_public(&self.target) {
+            return;
+        }
+        let recorded = self.mirror.0.store.manifest(&self.target.repository, &manifest.digest).await;
+        if recorded.is_ok_and(|record| record.is_some_and(|record| !record.public)) {
+            let (bytes, media_type) = (manifest.bytes.clone(), &*manifest.media_type);
+            // It was read well a moment ago.
+            let _ = self.mirror.keep_manifest(&self.target, manifest.digest, bytes, Some(media_type));
+        }
     }
 
     /// Takes a manifest with all that belongs to it. Only that of the image itself has platforms to choose from.
@@ -298,35 +320,40 @@ impl Seeding<'_> {
             self.tally.held_bytes.fetch_add(blob.size_bytes, Ordering::Relaxed);
         }
         let mut attempts = 0;
-        while let Err(why) = self.fetch(&blob, news && !held).await {
+        while let Err((why, again)) = self.fetch(&blob, news && !held).await {
             attempts += 1;
-            if attempts >= ATTEMPTS {
+            if attempts >= ATTEMPTS || !again {
                 return self.tally.miss(why);
             }
         }
     }
 
-    /// Fetches a blob, if it has to be, and sees that it's held then.
-    async fn fetch(&self, blob: &Descriptor, counted: bool) -> Result<(), String> {
-        let answer = self.mirror.blob(&self.target, &blob.digest, &[]).await.map_err(|error| error.to_string())?;
+    /// Fetches a blob, if it has to be, and sees that it's held then. An error says also whether it's worth another try.
+    async fn fetch(&self, blob: &Descriptor, counted: bool) -> Result<(), (String, bool)> {
+        let answer = self.mirror.blob(&self.target, &blob.digest, &[]).await;
+        let answer = answer.map_err(|error| (error.to_string(), !error.is_not_found()))?;
         let (mut pieces, outcome) = answer.pieces(None);
         if outcome == Outcome::Hit {
             return Ok(());
         }
+        if let Outcome::Bypass { .. } = outcome {
+            // It would come, and go past the store.
+            return Err((format!("{} can't be kept; storage.capacity says how much may be", blob.digest), false));
+        }
         while let Some(piece) = pieces.next().await {
             // Pieces are parts of the file that is being filled: none is read here.
-            let piece = piece.map_err(|_| format!("{} broke off; the log says why", blob.digest))?;
+            let piece = piece.map_err(|_| (format!("{} broke off; the log says why", blob.digest), true))?;
             if counted {
                 self.tally.fetched_bytes.fetch_add(piece.len(), Ordering::Relaxed);
             }
         }
         // It goes to its clients before it is held for good.
         let key = FillKey { registry: self.target.repository.registry.clone(), digest: blob.digest };
-        self.mirror.0.fills.left(&key).await;
+        let _ = timeout(LEAVING_MAX, self.mirror.0.fills.left(&key)).await;
         if self.mirror.0.store.size_of(&blob.digest).is_some() {
             return Ok(());
         }
-        Err(format!("{} came, but could not be kept; storage.capacity says how much may be", blob.digest))
+        Err((format!("{} came, but could not be kept; storage.capacity says how much may be", blob.digest), false))
     }
 }
 

@@ -46,6 +46,7 @@ impl FromStr for ImageName {
         };
         let is_host = |first: &str| first.contains(['.', ':']) || first == "localhost";
         let (registry, path) = match name.split_once('/') {
+            Some(("docker.io", rest)) if !rest.contains('/') => ("docker.io", format!("library/{rest}")),
             Some((first, rest)) if is_host(first) => (first, rest.to_owned()),
             Some(_) => ("docker.io", name.to_owned()),
             None => ("docker.io", format!("library/{name}")),
@@ -86,6 +87,7 @@ mod tests {
         for (text, full) in [
             ("nginx", "docker.io/library/nginx:latest"),
             ("nginx:1.27", "docker.io/library/nginx:1.27"),
+            ("docker.io/nginx:1", "docker.io/library/nginx:1"),
             ("grafana/grafana", "docker.io/grafana/grafana:latest"),
             ("quay.io/a/b:v1", "quay.io/a/b:v1"),
             ("localhost/a", "localhost/a:latest"),

@@ -31,6 +31,8 @@ struct Queue {
 struct Queued {
     turn: u64,
     weight: usize,
+    /// A writer has it. What comes for it meanwhile is to be written after that.
+    being_written: bool,
     entry: Entry,
 }
 
@@ -156,17 +158,21 @@ impl Backlog {
         }
         let first = !self.has(repository);
         let before = self.take(repository, &key);
-        let entry = entry.in_place_of(before);
+        // What waits keeps its place: a tag is written after its manifest, whatever is learnt of that meanwhile. What is being
+        // written has to be written once more.
+        let place = before.as_ref().filter(|before| !before.being_written).map(|before| before.turn);
+        let entry = entry.in_place_of(before.map(|before| before.entry));
         let weight = entry.weight();
         self.entries += 1;
         self.weight += weight;
         self.last_turn += 1;
+        let turn = place.unwrap_or(self.last_turn);
         if let (Key::Manifest(digest), Entry::Manifest { content: Some(content), .. }) = (&key, &entry) {
             self.contents.entry(*digest).or_insert_with(|| (content.bytes.clone(), 0)).1 += 1;
         }
         let queue = self.queues.entry(repository.clone()).or_default();
-        queue.order.insert(self.last_turn, key.clone());
-        queue.entries.insert(key, Queued { turn: self.last_turn, weight, entry });
+        queue.order.insert(turn, key.clone());
+        queue.entries.insert(key, Queued { turn, weight, being_written: false, entry });
         if first { Added::First } else { Added::Joined }
     }
 
@@ -178,7 +184,9 @@ impl Backlog {
             self.queues.remove(repository);
             return None;
         };
-        let entry = queue.entries.get_mut(&key)?.entry.for_writing();
+        let queued = queue.entries.get_mut(&key)?;
+        queued.being_written = true;
+        let entry = queued.entry.for_writing();
         Some(Next { key, turn, entry })
     }
 
@@ -200,13 +208,13 @@ impl Backlog {
         self.queues.remove(repository);
     }
 
-    fn take(&mut self, repository: &Repository, key: &Key) -> Option<Entry> {
+    fn take(&mut self, repository: &Repository, key: &Key) -> Option<Queued> {
         let queue = self.queues.get_mut(repository)?;
-        let Queued { turn, weight, entry } = queue.entries.remove(key)?;
-        queue.order.remove(&turn);
+        let queued = queue.entries.remove(key)?;
+        queue.order.remove(&queued.turn);
         self.entries -= 1;
-        self.weight -= weight;
-        if let (Key::Manifest(digest), Entry::Manifest { content: Some(_), .. }) = (key, &entry)
+        self.weight -= queued.weight;
+        if let (Key::Manifest(digest), Entry::Manifest { content: Some(_), .. }) = (key, &queued.entry)
             && let Some((_, users)) = self.contents.get_mut(digest)
         {
             *users -= 1;
@@ -214,7 +222,7 @@ impl Backlog {
                 self.contents.remove(digest);
             }
         }
-        Some(entry)
+        Some(queued)
     }
 }
 

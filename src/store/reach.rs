@@ -58,7 +58,7 @@ pub(super) fn referrers<'a>(manifests: impl Iterator<Item = (&'a Digest, &'a Lin
 }
 
 /// Whether a platform is the one that is wanted: with its variant, or with any if none is named.
-fn is_of(platform: &str, wanted: &str) -> bool {
+pub(super) fn is_of(platform: &str, wanted: &str) -> bool {
     platform.strip_prefix(wanted).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
@@ -75,11 +75,6 @@ impl Lines {
             platforms: if any { platforms.into() } else { Arc::default() },
             subject: record.subject,
         }
-    }
-
-    /// Whether any child is for a platform, such as `linux/amd64`.
-    pub(super) fn has_platform(&self, wanted: &str) -> bool {
-        self.platforms.iter().flatten().any(|platform| is_of(platform, wanted))
     }
 
     fn children_for<'a>(&'a self, wanted: &'a [String]) -> impl Iterator<Item = Digest> + 'a {

@@ -41,8 +41,13 @@ const DEPTH_MAX: usize = 64;
 impl Found {
     /// Adds what the documents of a file name. Paths are further places to look at, see [`Path`].
     pub fn read(&mut self, file: &str, text: &str, paths: &[Path]) -> Result<(), InvalidFile> {
-        let documents: Vec<Value> = serde_saphyr::from_multiple(text)
-            .map_err(|error| InvalidFile { file: file.to_owned(), problem: error.to_string() })?;
+        // What a cluster prints is JSON, and too much of it for a reader that must beware of YAML's tricks.
+        let json = || serde_json::from_str(text).map(|document| vec![document]).ok();
+        let documents: Vec<Value> = match text.trim_start().starts_with('{').then(json).flatten() {
+            Some(documents) => documents,
+            None => serde_saphyr::from_multiple(text)
+                .map_err(|error| InvalidFile { file: file.to_owned(), problem: error.to_string() })?,
+        };
         for document in &documents {
             let place = name_of(file, document);
             let mut taken = Vec::new();

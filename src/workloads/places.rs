@@ -54,11 +54,19 @@ fn visit(value: &Value, give: &mut dyn FnMut(String), depth: usize) {
 fn image(field: &Value, give: &mut dyn FnMut(String)) {
     let part = |name: &str| field.get(name).and_then(Value::as_str).filter(|text| !text.is_empty());
     match field {
+        // What runs, without a name that it could be asked for by; the name stands elsewhere.
+        Value::String(text) if text.trim().starts_with("sha256:") => {}
         Value::String(text) if !text.trim().is_empty() => give(text.trim().to_owned()),
         Value::Object(_) => {
             if let Some(reference) = part("reference") {
                 give(reference.to_owned());
             } else if let Some(repository) = part("repository") {
+                let number =
+                    ["tag", "version"].into_iter().find_map(|name| field.get(name).filter(|tag| tag.is_number()));
+                if let Some(number) = number {
+                    // 1.10 was read as 1.1: whoever wrote it must say which is meant.
+                    return give(format!("{repository}:{number} (write the tag as a text)"));
+                }
                 let registry = part("registry").map(|registry| format!("{registry}/")).unwrap_or_default();
                 let which = match (part("digest"), part("tag").or_else(|| part("version"))) {
                     (Some(digest), _) => format!("@{digest}"),
@@ -81,12 +89,17 @@ fn running(field: &Value, give: &mut dyn FnMut(String)) {
     }
 }
 
+/// Whether a text in a place that is for other things too can be an image: those are mostly words, such as `true`.
+fn is_named(text: &str) -> bool {
+    text.contains(['/', ':', '@'])
+}
+
 /// An environment variable that tells an operator what to deploy.
 fn variable(fields: &Map<String, Value>, give: &mut dyn FnMut(String)) {
     let text = |name: &str| fields.get(name).and_then(Value::as_str);
     if let (Some(name), Some(value)) = (text("name"), text("value")) {
         let (begins, ends) = IMAGE_VARIABLES;
-        if (name.starts_with(begins) || name.ends_with(ends)) && !value.trim().is_empty() {
+        if (name.starts_with(begins) || name.ends_with(ends)) && is_named(value) {
             give(value.trim().to_owned());
         }
     }
@@ -98,7 +111,7 @@ fn argument(fields: &Map<String, Value>, give: &mut dyn FnMut(String)) {
         let Some(Value::Array(items)) = fields.get(list) else { continue };
         for item in items.iter().filter_map(Value::as_str) {
             let Some((flag, value)) = item.split_once('=') else { continue };
-            if flag.starts_with("--") && flag.ends_with("image") && !value.is_empty() {
+            if flag.starts_with("--") && flag.ends_with("image") && is_named(value) {
                 give(value.to_owned());
             }
         }

@@ -56,7 +56,7 @@ fn what_runs_is_found_by_its_digest() {
         "spec":{{"containers":[{{"image":"nginx:1.27"}}]}},
         "status":{{"containerStatuses":[
           {{"image":"nginx:1.27","imageID":"docker-pullable://nginx@{digest}"}},
-          {{"image":"docker.io/a/b:1","imageID":"{digest}"}}]}}}}]}}"#
+          {{"image":"docker.io/a/b:1","imageID":"{digest}"}},{{"image":"{digest}","imageID":"{digest}"}}]}}}}]}}"#
     );
     let found = found(&text);
     assert_eq!(
@@ -78,6 +78,7 @@ spec:
       env:
         - { name: RELATED_IMAGE_DB, value: "quay.io/op/db:v3" }
         - { name: SIDECAR_IMAGE, value: "quay.io/op/sidecar:v4" }
+        - { name: PULL_IMAGE, value: "true" }
         - { name: OTHER, value: "quay.io/op/mentioned:v5" }
 ---
 kind: Cluster

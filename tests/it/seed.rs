@@ -8,7 +8,8 @@ use crate::support::client::{Request, send};
 use crate::support::images::{Blob, Image, Index};
 use crate::support::mirror::{blob, manifest};
 use crate::support::program::{Program, Serving};
-use crate::support::registry::{Fault, Kind, On, Registry};
+use crate::support::registry::{Auth, Bearer, Fault, Kind, On, Registry};
+use crate::support::within;
 
 const SIGNATURE: &str = "application/vnd.example.signature";
 
@@ -329,12 +330,17 @@ async fn lists_are_kept_warm_and_changes_of_a_list_are_followed() {
     program.configure(&section(""));
     let serving = program.serve().await;
     let state = async || send(serving.admin, &Request::get("/api/v1/warm")).await.json()["items"][0].clone();
-    let after = async |run: u64| loop {
-        let state = state().await;
-        if state["run"].as_u64() >= Some(run) && state["ended"].is_u64() {
-            return state;
-        }
-        tokio::task::yield_now().await;
+    let after = async |run: u64| {
+        let ended = async {
+            loop {
+                let state = state().await;
+                if state["run"].as_u64() >= Some(run) && state["ended"].is_u64() {
+                    return state;
+                }
+                tokio::task::yield_now().await;
+            }
+        };
+        within("the run ends", ended).await
     };
     let first = after(1).await;
     assert_eq!(
@@ -355,4 +361,60 @@ async fn lists_are_kept_warm_and_changes_of_a_list_are_followed() {
     assert!(run["images"][1]["missing"][0].as_str().unwrap().contains("absent:v9"), "{run}");
     well(&program.run("have", &["multi:v1", "--platform", "linux/amd64"]));
     serving.kill();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_open_to_all_is_seeded_as_such_although_a_credential_is_configured() {
+    let registry = Registry::builder().auth(Auth::Bearer(Bearer::default())).start().await;
+    registry.add_user("bot", "secret");
+    let (first, second) = (Image::of(1, vec![Blob::noise(5, 9000)]), Image::of(2, vec![Blob::noise(5, 9000)]));
+    let private = Image::new(3, &[4000]);
+    registry.put_image("library/app", "v1", &first);
+    registry.put_image("library/app", "v2", &second);
+    registry.put_image("acme/secret", "v1", &private);
+    registry.make_private("acme/secret", &["bot"]);
+    let program = Program::new(&registry, "64MiB");
+    program.rewrite("endpoints", "credentials = [{ username = \"bot\", password = \"secret\" }]\nendpoints");
+    well(&program.run("seed", &["app:v1", "app:v2", "acme/secret:v1"]));
+    program.rewrite("[server]", "offline = true\n[server]");
+    let serving = program.serve().await;
+    for (image, tag) in [(&first, "v1"), (&second, "v2")] {
+        let tagged = Request::get(manifest("library/app", tag));
+        send(serving.addr, &tagged).await.assert_ok(&image.manifest.bytes);
+        for part in image.blobs() {
+            send(serving.addr, &Request::get(blob("library/app", &part.digest))).await.assert_ok(&part.bytes);
+        }
+    }
+    let denied = send(serving.addr, &Request::get(manifest("acme/secret", "v1"))).await;
+    assert_eq!((denied.status(), denied.error_code().as_str()), (403, "DENIED"));
+    serving.kill();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_finds_no_room_is_missing_and_not_fetched_again_and_again() {
+    let registry = Registry::start().await;
+    let images = [Image::new(1, &[3_000_000]), Image::new(2, &[3_000_000]), Image::new(3, &[20_000_000])];
+    for (image, tag) in images.iter().zip(["a", "b", "large"]) {
+        registry.put_image("library/app", tag, image);
+    }
+    let program = Program::new(&registry, "5MiB");
+    let large = program.run("seed", &["app:large"]);
+    assert!(!large.status.success() && text(&large).contains("can't be kept"), "{}", text(&large));
+    assert!(registry.body_bytes(&On::blob(&images[2].layers[0].digest)) < 40_000_000, "not fetched three times");
+    // Each finds room, and the first has gone for it when the last is there.
+    let both = program.run("seed", &["app:a", "app:b"]);
+    assert!(!both.status.success(), "{}", text(&both));
+    assert!(!text(&both).contains("2 of 2 images are held"), "{}", text(&both));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_is_held_only_where_its_repository_has_it() {
+    let world = World::new().await;
+    let program = Program::new(&world.registry, "64MiB");
+    well(&program.run("seed", &["app:v1"]));
+    well(&program.run("have", &[&format!("app@{}", world.image.manifest.digest)]));
+    let elsewhere = program.run("have", &[&format!("other@{}", world.image.manifest.digest)]);
+    assert!(!elsewhere.status.success() && text(&elsewhere).starts_with("absent"), "{}", text(&elsewhere));
+    // Docker Hub's official images by any of their names.
+    well(&program.run("have", &["docker.io/app:v1", "index.docker.io/app:v1", "index.docker.io/library/app:v1"]));
 }

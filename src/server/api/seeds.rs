@@ -65,5 +65,6 @@ pub(super) async fn have(State(api): State<Api>, RawQuery(query): RawQuery) -> R
         platforms.map(|platform| platform.parse::<PlatformName>().map(|platform| platform.to_string())).collect();
     let platforms = platforms.map_err(ApiError::bad_request)?;
     let referrers = query.get("referrers") != Some("false");
-    page::ok(&parts.store.holding(&image, &platforms, referrers).await)
+    let holding = parts.store.holding(&image, &platforms, referrers).await;
+    page::ok(&holding.map_err(|error| ApiError::internal(error.to_string()))?)
 }

@@ -67,11 +67,11 @@ async fn where_a_pinned_tag_moves_the_promise_moves_along() {
     let rig = Rig::new(1_000_000);
     let store = rig.open().await;
     let (old, new) = (put(&store, "old", THIRD).await, put(&store, "new", THIRD).await);
-    store.pin(&tag("p"), pin(&["docker.io/a:v1"])).await.unwrap();
-    put_image(&store, "a:v1", &[old]).await;
+    store.pin(&tag("p"), pin(&["docker.io/t/a:v1"])).await.unwrap();
+    put_image(&store, "t/a:v1", &[old]).await;
     let moved = put(&store, "another manifest", 500).await;
-    store.put_manifest(&repository("a"), moved, manifest_record(2, &[new])).await.unwrap();
-    store.put_tag(&repository("a"), &tag("v1"), tag_record(moved)).await.unwrap();
+    store.put_manifest(&repository("t/a"), moved, manifest_record(2, &[new])).await.unwrap();
+    store.put_tag(&repository("t/a"), &tag("v1"), tag_record(moved)).await.unwrap();
     for n in 0..4 {
         put(&store, &format!("other {n}"), THIRD).await;
     }
@@ -84,9 +84,9 @@ async fn pins_that_leave_no_room_are_said_aloud_and_the_rest_is_passed_through()
     let rig = Rig::new(1_000_000);
     let store = rig.open().await;
     let layers = [put(&store, "a", THIRD).await, put(&store, "b", THIRD).await, put(&store, "c", 370_000).await];
-    put_image(&store, "a:v1", &layers).await;
+    put_image(&store, "t/a:v1", &layers).await;
     assert_eq!(store.trouble(), None);
-    store.pin(&tag("p"), pin(&["docker.io/a:v1"])).await.unwrap();
+    store.pin(&tag("p"), pin(&["docker.io/t/a:v1"])).await.unwrap();
     store.sweep().await;
     let trouble = store.trouble().unwrap();
     assert!(trouble.starts_with("pins keep 0 of 0 MiB"), "{trouble}");
@@ -109,10 +109,10 @@ async fn of_an_index_only_the_pinned_platforms_stay() {
         descriptor.platform = Some(Platform { architecture, os, ..Platform::default() });
     }
     let index = put(&store, "index", 500).await;
-    store.put_manifest(&repository("a"), index, record).await.unwrap();
-    store.put_tag(&repository("a"), &tag("v1"), tag_record(index)).await.unwrap();
+    store.put_manifest(&repository("t/a"), index, record).await.unwrap();
+    store.put_tag(&repository("t/a"), &tag("v1"), tag_record(index)).await.unwrap();
     let platforms = vec!["linux/arm64".to_owned()];
-    store.pin(&tag("p"), Pin { platforms, ..pin(&["docker.io/a:v1"]) }).await.unwrap();
+    store.pin(&tag("p"), Pin { platforms, ..pin(&["docker.io/t/a:v1"]) }).await.unwrap();
     let images = store.images().await.unwrap();
     assert_eq!(images[0].platforms, ["linux/amd64", "linux/arm64"]);
     for n in 0..3 {
@@ -128,28 +128,28 @@ async fn removing_an_image_frees_what_only_it_used() {
     let store = rig.open().await;
     let (base, own, other) =
         (put(&store, "base", THIRD).await, put(&store, "own", THIRD).await, put(&store, "other", THIRD).await);
-    let manifest = put_image(&store, "a:v1", &[base, own]).await;
-    let second = put_image(&store, "b:v1", &[base, other]).await;
-    store.put_tag(&repository("a"), &tag("again"), tag_record(manifest)).await.unwrap();
+    let manifest = put_image(&store, "t/a:v1", &[base, own]).await;
+    let second = put_image(&store, "t/b:v1", &[base, other]).await;
+    store.put_tag(&repository("t/a"), &tag("again"), tag_record(manifest)).await.unwrap();
 
     let images = store.images().await.unwrap();
     let names: Vec<_> = images.iter().map(|image| image.image.to_string()).collect();
-    assert_eq!(names, ["docker.io/a:again", "docker.io/a:v1", "docker.io/b:v1"]);
+    assert_eq!(names, ["docker.io/t/a:again", "docker.io/t/a:v1", "docker.io/t/b:v1"]);
     assert_eq!((images[1].size_bytes, images[1].shared_bytes), (2 * THIRD + 500, THIRD));
     assert!(images.iter().all(|image| image.complete && image.last_used.0 > 0));
     let layers = store.largest_layers(1).await;
     assert_eq!(layers[0].size_bytes, THIRD);
 
-    let removed = store.remove_image(&image("docker.io/a:again")).await.unwrap();
+    let removed = store.remove_image(&image("docker.io/t/a:again")).await.unwrap();
     assert_eq!((removed.freed_bytes, removed.blobs), (0, 0), "another tag uses all of it");
     let reading = store.open_blob(&own).await.unwrap().unwrap();
-    let removed = store.remove_image(&image("docker.io/a:v1")).await.unwrap();
+    let removed = store.remove_image(&image("docker.io/t/a:v1")).await.unwrap();
     assert_eq!((removed.blobs, removed.in_use), (1, 1), "what is being read stays for now");
     drop(reading);
     let held = [base, own, other, manifest, second].map(|digest| store.size_of(&digest).is_some());
     assert_eq!(held, [true, true, true, false, true]);
-    assert!(matches!(store.remove_image(&image("docker.io/a:v1")).await, Err(RemoveError::Absent(_))));
-    assert!(!rig.path("v1/repositories/docker.io/a").exists());
+    assert!(matches!(store.remove_image(&image("docker.io/t/a:v1")).await, Err(RemoveError::Absent(_))));
+    assert!(!rig.path("v1/repositories/docker.io/t/a").exists());
     assert_eq!(store.images().await.unwrap().len(), 1);
     assert_at_rest(&store).await;
 }

@@ -145,7 +145,7 @@ impl World {
             Step::LetGo(at) => drop((at < self.open.len()).then(|| self.open.swap_remove(at))),
             Step::Record(id, child) => {
                 let digest = blob(id).0;
-                let app = repository("app");
+                let app = repository("t/app");
                 let record = manifest_record(1, &[blob(child).0]);
                 let kept = store.put_manifest(&app, digest, record).await.unwrap();
                 if kept && store.put_tag(&app, &tag_of(id), tag_record(digest)).await.unwrap() {
@@ -153,7 +153,7 @@ impl World {
                 }
             }
             Step::Pin(name, id) => {
-                let root = format!("docker.io/app:{}", tag_of(id)).parse().unwrap();
+                let root = format!("docker.io/t/app:{}", tag_of(id)).parse().unwrap();
                 let (platforms, created) = (Vec::new(), Timestamp(1));
                 let pin = Pin { roots: vec![root], platforms, referrers: false, created };
                 match store.pin(&tag_of(name), pin).await {
@@ -165,7 +165,7 @@ impl World {
                 assert_eq!(store.unpin(&tag_of(name)).await.unwrap(), self.pins.remove(&name).is_some());
             }
             Step::Remove(id) => {
-                let image = format!("docker.io/app:{}", tag_of(id)).parse().unwrap();
+                let image = format!("docker.io/t/app:{}", tag_of(id)).parse().unwrap();
                 match store.remove_image(&image).await {
                     Ok(_) => assert!(!self.pins.values().any(|pinned| *pinned == id)),
                     Err(RemoveError::Pinned { .. } | RemoveError::Absent(_)) => {}
