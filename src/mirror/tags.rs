@@ -81,8 +81,7 @@ impl Mirror {
         if let Some(failure) = self.0.failed_checks.get(&key).or_else(|| self.left_alone(target, &record)) {
             return self.stale(target, tag, &record, manifest, outcome, failure);
         }
-        let held = record.digest;
-        match timeout(PATIENCE, self.check_tag(target, tag, Some(held))).await {
+        match timeout(PATIENCE, self.check_tag(target, tag, Some(&record))).await {
             Ok((Ok(Checked::Current { manifest, unchanged }), joined)) => {
                 Ok(manifest.answer(match (unchanged, joined) {
                     (true, _) => Outcome::Revalidated,
@@ -143,13 +142,16 @@ impl Mirror {
         &self,
         target: &Target,
         tag: &Tag,
-        held: Option<Digest>,
+        held: Option<&TagRecord>,
     ) -> (Result<Checked, MirrorError>, bool) {
         let key = (target.repository.clone(), tag.clone());
         let work = {
             let (mirror, target) = (self.clone(), target.clone());
-            let key = key.clone();
+            let (key, judged, held) = (key.clone(), held.map(|held| held.checked), held.map(|held| held.digest));
             async move {
+                if let Some(manifest) = mirror.checked_since(&target, &key.1, judged).await {
+                    return Ok(Checked::Current { manifest, unchanged: true });
+                }
                 let checked = mirror.heard(&target, mirror.check_tag_now(&target, &key.1, held).await);
                 match &checked {
                     Ok(_) => mirror.0.failed_checks.invalidate(&key),
@@ -162,6 +164,15 @@ impl Mirror {
         };
         let (repository, tag) = key;
         self.0.tags.run("tag check", (repository, tag, target.via.clone()), work).await
+    }
+
+    /// What a tag means, if it was checked after whoever asks found it expired: that check ended just before this one began.
+    async fn checked_since(&self, target: &Target, tag: &Tag, judged: Option<Timestamp>) -> Option<HeldManifest> {
+        let record = self.tag_record(target, tag).await?;
+        if record.gone.is_some() || record.checked <= judged? {
+            return None;
+        }
+        self.held_manifest(target, &record.digest).await
     }
 
     /// A HEAD, which is free where pulls are counted, and a GET *by digest* only when the tag moved.
