@@ -83,6 +83,10 @@ fn pulls_go_on_past_a_full_disk_and_are_kept_again_when_there_is_room() {
             wait_until("upstream has sent every blob", || upstream.blob_bytes_sent() >= least);
         }
         // Where the store itself says no, nothing has failed.
+        if kept {
+            // It is looked at every few seconds.
+            wait_until("it is said", || mirror.standing().1.starts_with("degraded: "));
+        }
         let (status, standing) = mirror.standing();
         assert_eq!((status, standing.starts_with("degraded: ")), (200, kept), "{standing}");
         if kept {
