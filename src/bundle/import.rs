@@ -178,15 +178,11 @@ async fn take(
 /// Keeps the images by a pin, beside what it keeps already: a bundle of the same file name must not take back the promise
 /// that an earlier one was given.
 async fn pin(store: &Store, name: &PinName, judged: &[Judged]) -> Result<(), BundleError> {
-    let earlier = store.pins().into_iter().find(|(found, _)| found == name).map(|(_, pin)| pin);
-    let mut roots = earlier.map(|pin| pin.roots).unwrap_or_default();
     // What refers to images by a tag of its own is not found by looking at the images.
     let is_found = |image: &&Judged| image.is_referrer && matches!(image.name.reference, Reference::Digest(_));
-    let names = judged.iter().filter(|image| !is_found(image)).map(|image| &image.name);
-    let fresh: Vec<_> = names.filter(|name| !roots.contains(name)).cloned().collect();
-    roots.extend(fresh);
+    let roots = judged.iter().filter(|image| !is_found(image)).map(|image| image.name.clone()).collect();
     let pin = Pin { roots, platforms: Vec::new(), referrers: true, created: Timestamp::now() };
-    Ok(store.pin(name, pin).await?)
+    Ok(store.widen_pin(name, pin).await?)
 }
 
 /// The pin that a bundle gets where nobody says another: named after its file.

@@ -251,21 +251,9 @@ pub(super) async fn record(store: &Store, judged: &[Judged], public: Option<bool
 /// What a manifest's record says. Whoever has the bundle has all that it carries, so that belongs where it is listed; what a
 /// manifest only names may be somebody else's.
 fn manifest_record(part: &Part, public: bool, carried: &BTreeSet<Digest>) -> ManifestRecord {
-    let manifest = &part.manifest;
-    ManifestRecord {
-        media_type: manifest.media_type.clone(),
-        size_bytes: part.size_bytes,
-        fetched: Timestamp::now(),
-        subject: manifest.subject.as_ref().map(|subject| subject.digest),
-        artifact_type: manifest.artifact_type.clone(),
-        descriptors: manifest.descriptors().cloned().collect(),
-        public,
-        confirmed: manifest
-            .descriptors()
-            .map(|listed| listed.digest)
-            .filter(|digest| carried.contains(digest))
-            .collect(),
-    }
+    let listed = part.manifest.descriptors().map(|listed| listed.digest);
+    let confirmed = listed.filter(|digest| carried.contains(digest)).collect();
+    ManifestRecord::of(&part.manifest, part.size_bytes, public, confirmed)
 }
 
 // === impl Judged ===

@@ -7,8 +7,8 @@ use bytes::Bytes;
 use super::error::BundleError;
 use super::layout::{IMAGES_MAX, Listed, Name};
 use super::tree::{Content, Tree};
-use crate::oci::referrers::fallback_tag;
-use crate::oci::{Digest, ImageName, Reference, Repository, Tag};
+use crate::oci::referrers::{cosign_tags, fallback_tag};
+use crate::oci::{Digest, ImageName, Reference, Repository};
 use crate::store::{PinName, Store};
 
 /// What is to be exported.
@@ -43,9 +43,6 @@ pub(super) struct Chosen {
 
 /// What is looked for in the store.
 struct Held<'a>(&'a Store);
-
-/// The ends of the tags under which cosign keeps what refers to an image.
-const COSIGN: [&str; 3] = ["sig", "att", "sbom"];
 
 // === impl Selection ===
 
@@ -117,8 +114,7 @@ fn roots(store: &Store, wanted: &Wanted) -> Result<(Vec<ImageName>, Vec<String>)
     let mut add = |images: &[ImageName]| names.extend(images.iter().map(|image| (image.to_string(), image.clone())));
     add(&wanted.images);
     if let Some(name) = &wanted.pin {
-        let found = store.pins().into_iter().find(|(found, _)| found == name);
-        let (_, pin) = found.ok_or_else(|| BundleError::NoPin(name.clone()))?;
+        let pin = store.pin_called(name).ok_or_else(|| BundleError::NoPin(name.clone()))?;
         add(&pin.roots);
         if platforms.is_empty() {
             platforms.clone_from(&pin.platforms);
@@ -153,11 +149,8 @@ async fn choose(store: &Store, name: &ImageName, platforms: &[String]) -> Result
 /// What refers to a manifest in its repository: by its `subject`, or by a tag that says so.
 async fn referring(store: &Store, repository: &Repository, subject: &Digest) -> Result<Vec<ImageName>, BundleError> {
     let image = |reference| ImageName { repository: repository.clone(), reference };
-    let fallback = fallback_tag(subject);
-    let cosign = COSIGN.iter().filter_map(|end| format!("{fallback}.{end}").parse::<Tag>().ok());
-    let tags: Vec<Tag> = std::iter::once(fallback.clone()).chain(cosign).collect();
     let (mut found, mut tagged) = (Vec::new(), BTreeSet::new());
-    for tag in tags {
+    for tag in std::iter::once(fallback_tag(subject)).chain(cosign_tags(subject)) {
         if let Some(record) = store.tag(repository, &tag).await? {
             tagged.insert(record.digest);
             found.push(image(Reference::Tag(tag)));

@@ -7,6 +7,7 @@ use clap::{Args, ValueEnum};
 use serde_json::json;
 
 use crate::bundle::{Destination, Exported, Progress, Wanted, export};
+use crate::config::PlatformName;
 use crate::oci::ImageName;
 use crate::store::PinName;
 
@@ -32,8 +33,8 @@ pub(super) struct Export {
     #[arg(long, value_name = "FORMAT")]
     format: Option<Format>,
     /// Of images for several platforms, export only these, such as linux/amd64,linux/arm64
-    #[arg(long, value_name = "PLATFORM", value_delimiter = ',', value_parser = platform)]
-    platform: Vec<String>,
+    #[arg(long, value_name = "PLATFORM", value_delimiter = ',')]
+    platform: Vec<PlatformName>,
     /// Leave signatures, SBOMs and whatever else refers to the images behind
     #[arg(long)]
     no_referrers: bool,
@@ -62,13 +63,16 @@ pub(super) fn run(args: &Export) -> ExitCode {
             Place::Stopped(store, _) => store,
             Place::Running(_) => return fail("a server runs on this store; stop it, export, and start it again"),
         };
-        let images: Result<Vec<_>, _> = args.images.iter().map(|image| place.canonical_if_known(image)).collect();
-        let images = match images {
+        let images = match place.canonical_if_known(&args.images).into_iter().collect::<Result<Vec<_>, _>>() {
             Ok(images) => images,
             Err(message) => return fail(&message),
         };
-        let wanted =
-            Wanted { images, pin: args.pin.clone(), platforms: args.platform.clone(), referrers: !args.no_referrers };
+        let wanted = Wanted {
+            images,
+            pin: args.pin.clone(),
+            platforms: args.platform.iter().map(ToString::to_string).collect(),
+            referrers: !args.no_referrers,
+        };
         let destination = match args.destination() {
             Ok(destination) => destination,
             Err(message) => return fail(&message),
@@ -86,13 +90,6 @@ pub(super) fn run(args: &Export) -> ExitCode {
             None => fail("interrupted; nothing was exported"),
         }
     })
-}
-
-fn platform(text: &str) -> Result<String, String> {
-    match text.split_once('/') {
-        Some((system, rest)) if !system.is_empty() && !rest.is_empty() => Ok(text.to_owned()),
-        _ => Err("a platform is written like linux/amd64".to_owned()),
-    }
 }
 
 /// Tells what travels: people on the standard error, for the output may be the bundle.

@@ -6,7 +6,9 @@ use clap::Args;
 use serde_json::json;
 
 use crate::api_client::{ApiClient, ApiClientError};
+use crate::config::PlatformName;
 use crate::jobs::seed::Wanted;
+use crate::oci::ImageName;
 use crate::store::Holding;
 
 use super::seed::WantedArgs;
@@ -39,13 +41,14 @@ pub(super) fn run(args: &Have) -> ExitCode {
         return fail("there is nothing to look for: name images, or give --file or --from-manifests");
     }
     with_store(&args.store, async |place| {
+        let images: Vec<_> = asked.images.iter().map(|wanted| wanted.image.clone()).collect();
+        let images = match place.canonical_if_known(&images).into_iter().collect::<Result<Vec<_>, _>>() {
+            Ok(images) => images,
+            Err(message) => return fail(&message),
+        };
         let mut found = Vec::new();
-        for wanted in &asked.images {
-            let wanted = &match place.canonical_if_known(&wanted.image) {
-                Ok(image) => Wanted { image, platforms: wanted.platforms.clone() },
-                Err(message) => return fail(&message),
-            };
-            match look(place, wanted, !args.no_referrers).await {
+        for (image, Wanted { platforms, .. }) in images.iter().zip(&asked.images) {
+            match look(place, image, platforms, !args.no_referrers).await {
                 Ok(holding) => found.push(holding),
                 Err(code) => return code,
             }
@@ -57,24 +60,29 @@ pub(super) fn run(args: &Have) -> ExitCode {
     })
 }
 
-async fn look(place: &Place, wanted: &Wanted, referrers: bool) -> Result<Holding, ExitCode> {
-    let platforms: Vec<String> = wanted.platforms.iter().map(ToString::to_string).collect();
+async fn look(
+    place: &Place,
+    image: &ImageName,
+    platforms: &[PlatformName],
+    referrers: bool,
+) -> Result<Holding, ExitCode> {
+    let platforms: Vec<String> = platforms.iter().map(ToString::to_string).collect();
     match place {
         Place::Stopped(store, _) => {
-            let found = store.holding(&wanted.image, &platforms, referrers).await;
+            let found = store.holding(image, &platforms, referrers).await;
             found.map_err(|error| fail(&error.to_string()))
         }
-        Place::Running(server) => ask(server, wanted, &platforms, referrers).await.map_err(|error| refused(&error)),
+        Place::Running(server) => ask(server, image, &platforms, referrers).await.map_err(|error| refused(&error)),
     }
 }
 
 async fn ask(
     server: &ApiClient,
-    wanted: &Wanted,
+    image: &ImageName,
     platforms: &[String],
     referrers: bool,
 ) -> Result<Holding, ApiClientError> {
-    let (image, platforms) = (escape(&wanted.image.to_string()), escape(&platforms.join(",")));
+    let (image, platforms) = (escape(&image.to_string()), escape(&platforms.join(",")));
     server.get(&format!("/have?image={image}&platforms={platforms}&referrers={referrers}")).await
 }
 

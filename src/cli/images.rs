@@ -126,8 +126,8 @@ fn ago(age: std::time::Duration) -> String {
 pub(super) fn remove(args: &Rm) -> ExitCode {
     with_store(&args.store, async |place| {
         let mut code = ExitCode::SUCCESS;
-        for image in &args.images {
-            let image = &match place.canonical_if_known(image) {
+        for image in place.canonical_if_known(&args.images) {
+            let image = &match image {
                 Ok(image) => image,
                 Err(message) => {
                     code = fail(&message);

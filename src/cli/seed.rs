@@ -102,12 +102,8 @@ pub(super) fn run(args: &Seed) -> ExitCode {
                     Ok(parts) => parts,
                     Err(error) => return fail(&error.to_string()),
                 };
-                // One whose registry isn't configured is named among what is missing.
-                for wanted in &mut request.images {
-                    wanted.image = match place.canonical_if_known(&wanted.image) {
-                        Ok(image) => image,
-                        Err(message) => return fail(&message),
-                    };
+                if let Err(error) = request.name_canonically(mirror.names()) {
+                    return fail(&error.to_string());
                 }
                 let watch = Watch::new(&request);
                 let mut ticks = tokio::time::interval(LOOK_EVERY);

@@ -2,15 +2,14 @@
 
 use std::collections::{HashMap, HashSet};
 use std::io::IsTerminal as _;
-use std::sync::atomic::{AtomicBool, Ordering};
 
-use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar};
 use parking_lot::Mutex;
 use serde_json::json;
 
 use crate::jobs::seed::{ImageProgress, Progress, State};
 
-use super::store::size;
+use super::store::{size, styled};
 
 /// Shows one run.
 pub(super) struct Display {
@@ -19,7 +18,6 @@ pub(super) struct Display {
     bars: Option<Bars>,
     /// The images whose end was told.
     told: Mutex<HashSet<usize>>,
-    ended: AtomicBool,
 }
 
 struct Bars {
@@ -33,7 +31,7 @@ struct Bars {
 impl Display {
     pub(super) fn new(json: bool, dry: bool) -> Self {
         let bars = (!json && std::io::stderr().is_terminal()).then(Bars::new);
-        Self { json, dry, bars, told: Mutex::default(), ended: AtomicBool::new(false) }
+        Self { json, dry, bars, told: Mutex::default() }
     }
 
     /// Says something that is neither about an image nor the end.
@@ -52,8 +50,7 @@ impl Display {
             bars.show(progress);
         }
         for (number, image) in progress.images.iter().enumerate() {
-            let over = matches!(image.state, State::Done | State::Incomplete);
-            if over && self.told.lock().insert(number) {
+            if image.state.is_over() && self.told.lock().insert(number) {
                 self.tell(image);
             }
         }
@@ -88,9 +85,6 @@ impl Display {
     #[expect(clippy::print_stdout, clippy::print_stderr, reason = "the report is what the command is for")]
     pub(super) fn end(&self, progress: &Progress) {
         self.show(progress);
-        if self.ended.swap(true, Ordering::Relaxed) {
-            return;
-        }
         if let Some(bars) = &self.bars {
             drop(bars.all.clear());
         }
@@ -148,19 +142,9 @@ impl Bars {
                 self.all.remove(&bar);
             }
         }
-        let over =
-            progress.images.iter().filter(|image| matches!(image.state, State::Done | State::Incomplete)).count();
+        let over = progress.images.iter().filter(|image| image.state.is_over()).count();
         self.total.set_length(total);
         self.total.set_position(there);
         self.total.set_message(format!("{over} of {} images", progress.images.len()));
     }
-}
-
-fn styled(template: &str) -> ProgressBar {
-    let bar = ProgressBar::new(0);
-    // The template is a constant; should it be wrong, the bar looks plain.
-    if let Ok(style) = ProgressStyle::with_template(template) {
-        bar.set_style(style);
-    }
-    bar
 }

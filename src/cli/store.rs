@@ -13,6 +13,7 @@ use crate::app;
 use crate::bundle::Progress;
 use crate::config::{Config, Env as _, ProcessEnv};
 use crate::files;
+use crate::mirror::{Misnamed, Names};
 use crate::oci::ImageName;
 use crate::secret::Secret;
 use crate::store::{Store, StoreError, is_store};
@@ -101,13 +102,19 @@ pub(super) fn with_store_or_new(
     })
 }
 
-/// A bar that shows how far long work has come, on terminals.
-pub(super) fn bar() -> ProgressBar {
+/// A bar that looks as a template says.
+pub(super) fn styled(template: &str) -> ProgressBar {
     let bar = ProgressBar::new(0);
-    // The template is a constant; should it be wrong, the bar looks plain.
-    if let Ok(style) = ProgressStyle::with_template("{bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta} left") {
+    // Templates are constants; should one be wrong, the bar looks plain.
+    if let Ok(style) = ProgressStyle::with_template(template) {
         bar.set_style(style);
     }
+    bar
+}
+
+/// A bar that shows how far long work has come, on terminals.
+pub(super) fn bar() -> ProgressBar {
+    let bar = styled("{bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta} left");
     bar.enable_steady_tick(Duration::from_millis(200));
     bar
 }
@@ -167,20 +174,25 @@ pub(super) fn size(bytes: u64) -> String {
 impl Place {
     /// Images by the canonical names of their registries, which must be configured. A server sees to that itself.
     pub(super) fn canonical(&self, images: &[ImageName]) -> Result<Vec<ImageName>, String> {
+        self.called(images, Names::canonical).into_iter().collect()
+    }
+
+    /// The same for what may be held although its registry is configured no longer, each for itself.
+    pub(super) fn canonical_if_known(&self, images: &[ImageName]) -> Vec<Result<ImageName, String>> {
+        self.called(images, Names::canonical_if_known)
+    }
+
+    fn called(
+        &self,
+        images: &[ImageName],
+        by: fn(&Names, &ImageName) -> Result<ImageName, Misnamed>,
+    ) -> Vec<Result<ImageName, String>> {
         match self {
             Self::Stopped(_, config) => {
                 let names = app::names(config);
-                images.iter().map(|image| names.canonical(image).map_err(|error| error.to_string())).collect()
+                images.iter().map(|image| by(&names, image).map_err(|error| error.to_string())).collect()
             }
-            Self::Running(_) => Ok(images.to_vec()),
-        }
-    }
-
-    /// The same for what may be held although its registry is configured no longer.
-    pub(super) fn canonical_if_known(&self, image: &ImageName) -> Result<ImageName, String> {
-        match self {
-            Self::Stopped(_, config) => app::names(config).canonical_if_known(image).map_err(|error| error.to_string()),
-            Self::Running(_) => Ok(image.clone()),
+            Self::Running(_) => images.iter().cloned().map(Ok).collect(),
         }
     }
 }

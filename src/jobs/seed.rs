@@ -10,10 +10,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::clock::Timestamp;
 use crate::config::PlatformName;
-use crate::mirror::{Mirror, SeedOrder, SeedRun, SeedTally};
+use crate::mirror::{Mirror, Misnamed, Names, SeedOrder, SeedRun, SeedTally};
 use crate::oci::{Digest, ImageName};
 use crate::shutdown::Shutdown;
-use crate::store::{Pin, PinName, Store, StoreError};
+use crate::store::{Pin, PinName, Store};
 use crate::tasks;
 
 /// What is to be fetched.
@@ -156,7 +156,7 @@ pub async fn seed(mirror: &Mirror, store: &Store, request: &Request, watch: &Wat
     let run = SeedRun::new(BLOBS_AT_ONCE, request.dry_run);
     // A promise for what is not held yet keeps it from its first byte on.
     if let Some(name) = request.pin.as_ref().filter(|_| !request.dry_run)
-        && let Err(error) = pin(store, name, request).await
+        && let Err(error) = store.widen_pin(name, pin(request)).await
     {
         return watch.end(Err(format!("could not pin {name}: {error}")));
     }
@@ -179,7 +179,7 @@ pub async fn seed(mirror: &Mirror, store: &Store, request: &Request, watch: &Wat
         look_again(store, request, watch).await;
         if let Some(name) = request.pin.as_ref().filter(|_| request.replaces_pin && watch.progress().is_complete()) {
             // All of the new is held, so the old may go.
-            if let Err(error) = store.pin(name, widened(None, request)).await {
+            if let Err(error) = store.pin(name, pin(request)).await {
                 return watch.end(Err(format!("could not pin {name}: {error}")));
             }
         }
@@ -212,34 +212,41 @@ async fn look_again(store: &Store, request: &Request, watch: &Watch) {
     }
 }
 
-async fn pin(store: &Store, name: &PinName, request: &Request) -> Result<(), StoreError> {
-    let earlier = store.pins().into_iter().find(|(known, _)| known == name).map(|(_, pin)| pin);
-    store.pin(name, widened(earlier, request)).await
-}
-
-/// The pin of a request, which keeps what an earlier one of that name did as well.
-fn widened(earlier: Option<Pin>, request: &Request) -> Pin {
+/// The pin of a request.
+fn pin(request: &Request) -> Pin {
     let mut roots: Vec<ImageName> = request.images.iter().map(|wanted| wanted.image.clone()).collect();
-    let mut platforms = Vec::new();
+    roots.sort_by_cached_key(ToString::to_string);
+    roots.dedup();
+    let mut platforms: Vec<String> = Vec::new();
     // Images of a pin share its platforms: where one is wanted for all, so are all.
     if request.images.iter().all(|wanted| !wanted.platforms.is_empty()) {
         platforms = request.images.iter().flat_map(|wanted| &wanted.platforms).map(ToString::to_string).collect();
     }
-    let mut referrers = !request.no_referrers;
-    if let Some(earlier) = earlier {
-        roots.extend(earlier.roots);
-        if earlier.platforms.is_empty() {
-            platforms.clear();
-        } else if !platforms.is_empty() {
-            platforms.extend(earlier.platforms);
-        }
-        referrers |= earlier.referrers;
-    }
-    roots.sort_by_cached_key(ToString::to_string);
-    roots.dedup();
     platforms.sort_unstable();
     platforms.dedup();
-    Pin { roots, platforms, referrers, created: Timestamp::now() }
+    Pin { roots, platforms, referrers: !request.no_referrers, created: Timestamp::now() }
+}
+
+// === impl Request ===
+
+impl Request {
+    /// Calls the images by the canonical names of their registries. One whose registry isn't configured is named among what is
+    /// missing in the end; one that might mean two is refused.
+    pub fn name_canonically(&mut self, names: &Names) -> Result<(), Misnamed> {
+        for wanted in &mut self.images {
+            wanted.image = names.canonical_if_known(&wanted.image)?;
+        }
+        Ok(())
+    }
+}
+
+// === impl State ===
+
+impl State {
+    /// Whether nothing more becomes of the image.
+    pub fn is_over(self) -> bool {
+        matches!(self, Self::Done | Self::Incomplete)
+    }
 }
 
 // === impl Watch ===

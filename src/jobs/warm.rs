@@ -108,10 +108,7 @@ impl Warming {
     }
 
     fn begin(&self, mirror: Mirror, store: Store, mut request: Request) -> Result<u64, String> {
-        for wanted in &mut request.images {
-            let canonical = mirror.names().canonical_if_known(&wanted.image);
-            wanted.image = canonical.map_err(|error| error.to_string())?;
-        }
+        request.name_canonically(mirror.names()).map_err(|error| error.to_string())?;
         self.seeds.begin(mirror, store, request).map_err(|error| error.to_string())
     }
 
@@ -135,12 +132,16 @@ impl Warming {
                 (list.running, list.state.run, list.state.problem) = (true, Some(number), None);
             }
             Err(problem) => {
-                list.due = Instant::now() + AGAIN_AFTER;
-                (list.state.problem, list.state.complete) = (Some(problem), Some(false));
-                let labels = ListLabels { list: list.state.name.clone() };
-                self.metrics.warm_complete.get_or_create(&labels).set(0);
+                (list.due, list.state.problem) = (Instant::now() + AGAIN_AFTER, Some(problem));
+                self.note_complete(list, false);
             }
         }
+    }
+
+    fn note_complete(&self, list: &mut List, complete: bool) {
+        list.state.complete = Some(complete);
+        let labels = ListLabels { list: list.state.name.clone() };
+        self.metrics.warm_complete.get_or_create(&labels).set(i64::from(complete));
     }
 
     fn note_ends(&self) {
@@ -150,13 +151,13 @@ impl Warming {
                 continue;
             }
             let complete = progress.is_some_and(|progress| progress.is_complete());
-            (list.running, list.state.complete, list.state.ended) = (false, Some(complete), Some(Timestamp::now()));
+            (list.running, list.state.ended) = (false, Some(Timestamp::now()));
+            self.note_complete(list, complete);
             if !complete {
                 let (name, run) = (&list.state.name, list.state.run.unwrap_or_default());
                 tracing::warn!(list = %name, run, "not all of [warm.{name}] is held; GET /api/v1/seeds/{run} says what is missing");
             }
             let labels = ListLabels { list: list.state.name.clone() };
-            self.metrics.warm_complete.get_or_create(&labels).set(i64::from(complete));
             self.metrics.warm_last_run_timestamp_seconds.get_or_create(&labels).set(Timestamp::now().seconds());
         }
     }

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::FutureExt;
 
-use crate::clock::Timestamp;
 use crate::metrics::WhereLabels;
 use crate::oci::manifest::Manifest;
 use crate::oci::{Digest, Reference, Verified, media};
@@ -157,20 +156,11 @@ impl Mirror {
         let manifest =
             Manifest::parse(&bytes, content_type).map_err(|error| MirrorError::bad_manifest(repository, &error))?;
         let media_type: Arc<str> = manifest.media_type.as_str().into();
-        let record = ManifestRecord {
-            media_type: manifest.media_type.clone(),
-            size_bytes: bytes.len() as u64,
-            fetched: Timestamp::now(),
-            subject: manifest.subject.as_ref().map(|subject| subject.digest),
-            artifact_type: manifest.artifact_type.clone(),
-            descriptors: manifest.descriptors().cloned().collect(),
-            public: self.is_public(target),
-            confirmed: self.confirmed_of(repository, &manifest),
-        };
-        let is_private = !record.public;
+        let (public, confirmed) = (self.is_public(target), self.confirmed_of(repository, &manifest));
+        let record = ManifestRecord::of(&manifest, bytes.len() as u64, public, confirmed);
         self.0.store.keep_manifest(repository, verified, bytes.clone(), record);
         // From here on its record is seen, so nobody takes the repository for open any more.
-        if is_private {
+        if !public {
             self.note_private(repository);
         }
         self.prefetch(target, digest, &manifest);

@@ -13,8 +13,8 @@ use tokio::time::timeout;
 use crate::config::PlatformName;
 use crate::fill::FillKey;
 use crate::oci::manifest::{Descriptor, Manifest};
-use crate::oci::referrers::{Referrers, fallback_tag};
-use crate::oci::{Digest, ImageName, Reference, Tag, Verified, media};
+use crate::oci::referrers::{Referrers, cosign_tags};
+use crate::oci::{Digest, ImageName, Reference, Verified, media};
 use crate::upstream::Access;
 
 use super::error::{MirrorError, MirrorErrorKind};
@@ -89,9 +89,6 @@ const CHILDREN_AT_ONCE: usize = 4;
 
 /// So many reasons are kept for one image.
 const MISSING_MAX: usize = 100;
-
-/// What cosign and its relatives append to the digest of what they sign, attest or describe.
-const COSIGN_SUFFIXES: [&str; 3] = ["sig", "att", "sbom"];
 
 // === impl Run ===
 
@@ -211,7 +208,10 @@ impl Seeding<'_> {
                 return;
             }
             let held = matches!(manifest.outcome, Outcome::Hit | Outcome::Revalidated | Outcome::Stale { .. });
-            self.count(&digest, manifest.bytes.len() as u64, held);
+            let size_bytes = manifest.bytes.len() as u64;
+            if self.count(&digest, size_bytes, held) {
+                self.count_fetched(size_bytes);
+            }
             let parsed = match Manifest::parse(&manifest.bytes, Some(&*manifest.media_type)) {
                 Ok(parsed) => parsed,
                 Err(error) => return self.tally.miss(format!("{}@{digest}: {error}", self.target.repository)),
@@ -274,9 +274,7 @@ impl Seeding<'_> {
             },
             Err(error) => self.tally.miss(error.to_string()),
         }
-        let fallback = fallback_tag(&subject);
-        let tags = COSIGN_SUFFIXES.iter().filter_map(|suffix| format!("{fallback}.{suffix}").parse::<Tag>().ok());
-        for tag in tags {
+        for tag in cosign_tags(&subject) {
             match self.manifest(&Reference::Tag(tag)).await {
                 Ok(manifest) => {
                     self.tally.referrers.fetch_add(1, Ordering::Relaxed);
@@ -292,35 +290,34 @@ impl Seeding<'_> {
         }
     }
 
-    /// Counts something that belongs to the image and is all there is to do about it.
-    fn count(&self, digest: &Digest, size_bytes: u64, held: bool) {
+    /// Counts something that belongs to the image. Says whether it is to be fetched, and counted as that when it comes.
+    fn count(&self, digest: &Digest, size_bytes: u64, held: bool) -> bool {
         self.tally.total_bytes.fetch_add(size_bytes, Ordering::Relaxed);
         let news = self.run.claimed.lock().insert(*digest);
-        let count = match (news, held) {
-            (false, _) => &self.tally.shared_bytes,
-            (true, true) => &self.tally.held_bytes,
-            (true, false) => &self.tally.fetched_bytes,
-        };
-        count.fetch_add(size_bytes, Ordering::Relaxed);
+        if !news {
+            self.tally.shared_bytes.fetch_add(size_bytes, Ordering::Relaxed);
+        } else if held {
+            self.tally.held_bytes.fetch_add(size_bytes, Ordering::Relaxed);
+        }
+        news && !held
+    }
+
+    fn count_fetched(&self, bytes: u64) {
+        self.tally.fetched_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
     async fn blob(&self, blob: Descriptor) {
         let Ok(_turn) = self.run.blobs.acquire().await else { return };
-        let store = &self.mirror.0.store;
+        let held = self.mirror.0.store.size_of(&blob.digest).is_some();
+        let is_to_come = self.count(&blob.digest, blob.size_bytes, held);
         if self.run.dry {
-            self.count(&blob.digest, blob.size_bytes, store.size_of(&blob.digest).is_some());
+            if is_to_come {
+                self.count_fetched(blob.size_bytes);
+            }
             return;
         }
-        let news = self.run.claimed.lock().insert(blob.digest);
-        let held = store.size_of(&blob.digest).is_some();
-        self.tally.total_bytes.fetch_add(blob.size_bytes, Ordering::Relaxed);
-        if !news {
-            self.tally.shared_bytes.fetch_add(blob.size_bytes, Ordering::Relaxed);
-        } else if held {
-            self.tally.held_bytes.fetch_add(blob.size_bytes, Ordering::Relaxed);
-        }
         let mut attempts = 0;
-        while let Err((why, again)) = self.fetch(&blob, news && !held).await {
+        while let Err((why, again)) = self.fetch(&blob, is_to_come).await {
             attempts += 1;
             if attempts >= ATTEMPTS || !again {
                 return self.tally.miss(why);
@@ -344,7 +341,7 @@ impl Seeding<'_> {
             // Pieces are parts of the file that is being filled: none is read here.
             let piece = piece.map_err(|_| (format!("{} broke off; the log says why", blob.digest), true))?;
             if counted {
-                self.tally.fetched_bytes.fetch_add(piece.len(), Ordering::Relaxed);
+                self.count_fetched(piece.len());
             }
         }
         // It goes to its clients before it is held for good.

@@ -52,6 +52,15 @@ pub fn fallback_tag(subject: &Digest) -> Tag {
     format!("{algorithm}-{hex}").parse().expect("a legal tag")
 }
 
+/// What cosign and its relatives append to the fallback tag of what they sign, attest or describe.
+const COSIGN_SUFFIXES: [&str; 3] = ["sig", "att", "sbom"];
+
+/// The tags under which cosign and its relatives keep what they say of a digest.
+pub fn cosign_tags(subject: &Digest) -> impl Iterator<Item = Tag> + use<> {
+    let fallback = fallback_tag(subject);
+    COSIGN_SUFFIXES.iter().filter_map(move |suffix| format!("{fallback}.{suffix}").parse().ok())
+}
+
 // === impl Referrers ===
 
 impl Referrers {

@@ -84,6 +84,30 @@ impl Store {
         self.shared.pins.read().iter().map(|(name, (pin, _))| (name.clone(), pin.clone())).collect()
     }
 
+    /// The pin of a name.
+    pub fn pin_called(&self, name: &PinName) -> Option<Pin> {
+        self.shared.pins.read().get(name).map(|(pin, _)| pin.clone())
+    }
+
+    /// Makes a promise beside what an earlier one of that name keeps: no platform, image or referrer of that is given up.
+    pub async fn widen_pin(&self, name: &PinName, mut pin: Pin) -> Result<(), StoreError> {
+        if let Some(earlier) = self.pin_called(name) {
+            let known: HashSet<ImageName> = earlier.roots.iter().cloned().collect();
+            let fresh = std::mem::take(&mut pin.roots).into_iter().filter(|root| !known.contains(root));
+            pin.roots = earlier.roots.into_iter().chain(fresh).collect();
+            // None named is all.
+            if earlier.platforms.is_empty() {
+                pin.platforms.clear();
+            } else if !pin.platforms.is_empty() {
+                let more = earlier.platforms.into_iter().filter(|platform| !pin.platforms.contains(platform));
+                let more: Vec<_> = more.collect();
+                pin.platforms.extend(more);
+            }
+            pin.referrers |= earlier.referrers;
+        }
+        self.pin(name, pin).await
+    }
+
     /// Makes a promise, in place of an earlier one of that name. It holds, and survives a crash, once this returns.
     pub async fn pin(&self, name: &PinName, pin: Pin) -> Result<(), StoreError> {
         let content = encode(&pin).unwrap_or_default();

@@ -11,7 +11,7 @@ use super::lists::ListRecord;
 use super::reach::Lines;
 use super::record_files::Look;
 use crate::clock::Timestamp;
-use crate::oci::manifest::Descriptor;
+use crate::oci::manifest::{Descriptor, Manifest};
 use crate::oci::{Digest, ImageName, Reference, Repository, Tag};
 
 /// What a tag pointed to.
@@ -94,6 +94,20 @@ pub(super) fn listed_in(record: &ManifestRecord, digest: &Digest) -> Option<List
 // === impl ManifestRecord ===
 
 impl ManifestRecord {
+    /// What is to be recorded of a manifest that was read just now. `confirmed` is what upstream says belongs where it is.
+    pub fn of(manifest: &Manifest, size_bytes: u64, public: bool, confirmed: Vec<Digest>) -> Self {
+        Self {
+            media_type: manifest.media_type.clone(),
+            size_bytes,
+            fetched: Timestamp::now(),
+            subject: manifest.subject.as_ref().map(|subject| subject.digest),
+            artifact_type: manifest.artifact_type.clone(),
+            descriptors: manifest.descriptors().cloned().collect(),
+            public,
+            confirmed,
+        }
+    }
+
     /// Takes over what upstream once said about who may read it and what it lists.
     pub(super) fn keep_rights_of(&mut self, earlier: &Self) {
         self.public |= earlier.public;

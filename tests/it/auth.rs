@@ -1,7 +1,7 @@
 //! Credentials: where they go, where they never go, and whose images they open.
 
 use crate::support::images::{Blob, Image};
-use crate::support::mirror::{Builder, Mirror, blob, manifest};
+use crate::support::mirror::{Builder, Mirror, Site, blob, manifest};
 use crate::support::registry::{Auth, Bearer, Denial, Fault, Kind, On, Registry};
 
 const USER: &str = "bot";
@@ -326,6 +326,14 @@ async fn a_herd_costs_one_look_at_what_strangers_may_read() {
     mirror.finish().await;
 }
 
+/// Leaves no credential in the configuration, and nobody's permission to share what it opened.
+fn take_credentials_away(site: &Site) {
+    let config = std::fs::read_to_string(site.config()).unwrap();
+    let without: Vec<_> =
+        config.lines().filter(|line| !line.starts_with("credentials") && !line.starts_with("share_private")).collect();
+    std::fs::write(site.config(), without.join("\n")).unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_credential_opened_stays_private_when_it_is_taken_away() {
     let (registry, public, private, builder) = world(bearer(), true).await;
@@ -334,10 +342,7 @@ async fn what_a_credential_opened_stays_private_when_it_is_taken_away() {
     mirror.pull("acme/secret", "v1", &private).await;
     mirror.idle().await;
     let site = mirror.stop().await;
-    let config = std::fs::read_to_string(site.config()).unwrap();
-    let without: Vec<_> =
-        config.lines().filter(|line| !line.starts_with("credentials") && !line.starts_with("share_private")).collect();
-    std::fs::write(site.config(), without.join("\n")).unwrap();
+    take_credentials_away(&site);
     let mirror = site.start().await;
     let paths = [
         manifest("acme/secret", "v1"),
@@ -367,10 +372,7 @@ async fn a_manifest_that_names_what_a_credential_once_opened_does_not_open_it_wh
     mirror.pull("acme/secret", "v1", &private).await;
     mirror.idle().await;
     let site = mirror.stop().await;
-    let config = std::fs::read_to_string(site.config()).unwrap();
-    let without: Vec<_> =
-        config.lines().filter(|line| !line.starts_with("credentials") && !line.starts_with("share_private")).collect();
-    std::fs::write(site.config(), without.join("\n")).unwrap();
+    take_credentials_away(&site);
     registry.put_manifest("mallory/open", Some("v1"), &private.manifest);
     let mirror = site.start().await;
     mirror.get(&manifest("mallory/open", "v1")).await.assert_ok(&private.manifest.bytes);

@@ -39,11 +39,7 @@ pub(super) async fn begin(
         let why = "this server is offline and fetches nothing: import a bundle, or set offline = false";
         return Err(ApiError::new(StatusCode::CONFLICT, "offline", why));
     }
-    for wanted in &mut request.images {
-        // One whose registry isn't configured is named among what is missing.
-        let canonical = parts.mirror.names().canonical_if_known(&wanted.image);
-        wanted.image = canonical.map_err(|error| ApiError::bad_request(error.to_string()))?;
-    }
+    request.name_canonically(parts.mirror.names()).map_err(|error| ApiError::bad_request(error.to_string()))?;
     let (count, pin) = (request.images.len(), request.pin.clone());
     let number = api.0.jobs.seeds.begin(parts.mirror, parts.store, request);
     let number = number.map_err(|error| ApiError::new(StatusCode::CONFLICT, "running", error.to_string()))?;
