@@ -126,7 +126,7 @@ impl Referrers {
     }
 
     /// Adds an entry for a manifest, as the distribution specification says that a registry makes them: with the type of the
-    /// artifact, or else that of its configuration, and its annotations.
+    /// artifact, or else that of its configuration, and its annotations. It must not be listed yet.
     pub fn add(&mut self, digest: &Digest, media_type: &str, bytes: &[u8]) -> Result<(), InvalidReferrers> {
         let manifest: Value =
             serde_json::from_slice(bytes).map_err(|error| InvalidReferrers::NotJson(error.to_string()))?;
@@ -141,7 +141,11 @@ impl Referrers {
         if let Some(annotations) = manifest.get("annotations") {
             entry.insert("annotations".to_owned(), annotations.clone());
         }
-        self.merge(Self { fields: Map::new(), manifests: vec![entry.into()] })
+        if self.len() >= DESCRIPTORS_MAX {
+            return Err(InvalidReferrers::TooMany);
+        }
+        self.manifests.push(entry.into());
+        Ok(())
     }
 
     /// Adds the entries of `next` (the next page, or the fallback tag's list) whose digests are not listed yet. Of the other

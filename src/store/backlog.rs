@@ -267,3 +267,46 @@ impl Entry {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Timestamp;
+
+    fn learnt(public: bool) -> Entry {
+        let record = ManifestRecord {
+            media_type: "m".to_owned(),
+            size_bytes: 1,
+            fetched: Timestamp(1),
+            subject: None,
+            artifact_type: None,
+            descriptors: Vec::new(),
+            public,
+            confirmed: Vec::new(),
+        };
+        Entry::Manifest { content: None, record: Arc::new(record) }
+    }
+
+    #[test]
+    fn a_manifest_is_written_before_its_tag_whatever_is_learnt_of_it_and_again_if_that_comes_late() {
+        let repository = Repository { registry: "docker.io".parse().unwrap(), name: "a/b".parse().unwrap() };
+        let (manifest, tag) = (Key::Manifest(Digest::sha256(b"m")), Key::Tag("v1".parse().unwrap()));
+        let mut backlog = Backlog::default();
+        assert_eq!(backlog.add(&repository, manifest.clone(), learnt(false)), Added::First);
+        assert_eq!(backlog.add(&repository, tag.clone(), Entry::Tag(ComingTag::Forgotten)), Added::Joined);
+        backlog.add(&repository, manifest.clone(), learnt(true));
+        let first = backlog.next(&repository).unwrap();
+        assert_eq!(first.key, manifest);
+        assert!(matches!(first.entry, Entry::Manifest { record, .. } if record.public));
+        // While it is being written.
+        backlog.add(&repository, manifest.clone(), learnt(false));
+        backlog.finish(&repository, &manifest, first.turn);
+        for key in [tag, manifest] {
+            let next = backlog.next(&repository).unwrap();
+            assert_eq!(next.key, key);
+            backlog.finish(&repository, &key, next.turn);
+        }
+        assert!(backlog.next(&repository).is_none());
+        assert_eq!((backlog.len(), backlog.weight), (0, 0));
+    }
+}
