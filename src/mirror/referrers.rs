@@ -32,7 +32,7 @@ pub struct ReferrersAnswer {
 
 impl Mirror {
     /// What refers to `subject`, filtered by artifact type if any is named. Never "not found", and never an empty list
-    /// that nobody gave us: that could switch off a signature policy.
+    /// that nobody gave us: that could switch off a signature policy. Offline, where nobody can be asked, such a list says so.
     pub async fn referrers(
         &self,
         target: &Target,
