@@ -1,8 +1,11 @@
 //! Our own admin API from the other side, for commands that talk to a running server.
 
+use std::io;
 use std::path::Path;
 use std::time::Duration;
 
+use bytes::Bytes;
+use futures_util::Stream;
 use http::{Method, StatusCode};
 use reqwest::header::{ACCEPT, CONTENT_TYPE};
 use serde::Serialize;
@@ -78,6 +81,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long an answer may take to its end. Long work is asked for once and then looked at.
 const TIMEOUT: Duration = Duration::from_mins(1);
 
+/// How long sending a bundle and taking it in may take.
+const UPLOAD_TIMEOUT: Duration = Duration::from_hours(24);
+
 /// The longest answer that is read.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
 
@@ -119,15 +125,35 @@ impl ApiClient {
         path: &str,
         body: Option<&impl Serialize>,
     ) -> Result<T, ApiClientError> {
-        let address = format!("{}/api/v1{path}", self.base.as_str().trim_end_matches('/'));
-        let mut request = self.http.request(method, address).header(ACCEPT, "application/json");
-        if let Some(token) = &self.token {
-            request = request.bearer_auth(token.expose());
-        }
+        let mut request = self.request(method, path);
         if let Some(body) = body {
             let body = serde_json::to_vec(body).map_err(|error| ApiClientError::Setup(error.to_string()))?;
             request = request.header(CONTENT_TYPE, "application/json").body(body);
         }
+        self.answer(request).await
+    }
+
+    /// Sends bytes as they come, such as a bundle.
+    pub async fn upload<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        bytes: impl Stream<Item = io::Result<Bytes>> + Send + 'static,
+    ) -> Result<T, ApiClientError> {
+        let request = self.request(Method::POST, path).timeout(UPLOAD_TIMEOUT);
+        let request = request.header(CONTENT_TYPE, "application/x-tar").body(reqwest::Body::wrap_stream(bytes));
+        self.answer(request).await
+    }
+
+    fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
+        let address = format!("{}/api/v1{path}", self.base.as_str().trim_end_matches('/'));
+        let request = self.http.request(method, address).header(ACCEPT, "application/json");
+        match &self.token {
+            Some(token) => request.bearer_auth(token.expose()),
+            None => request,
+        }
+    }
+
+    async fn answer<T: DeserializeOwned>(&self, request: reqwest::RequestBuilder) -> Result<T, ApiClientError> {
         let mut response = request.send().await.map_err(|error| self.unreachable(&error))?;
         let status = response.status();
         let mut body = Vec::new();

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::Seen;
 use super::error::BundleError;
@@ -41,18 +41,20 @@ pub struct Options {
     pub pin: Option<PinName>,
     /// Whether clients without an account may have the images, whatever the bundle says of that.
     pub public: Option<bool>,
+    /// What is damaged or not complete is left out, and told, instead of ending it all.
+    pub partly: bool,
     /// How registries that have several names are called here.
     pub canonical: Canonical,
 }
 
 /// An image by the canonical name of its registry, as everything that is kept has it, or why it has none.
 #[derive(Clone)]
-pub struct Canonical(pub Arc<Naming>);
+pub struct Canonical(Arc<Naming>);
 
 type Naming = dyn Fn(&ImageName) -> Result<ImageName, String> + Send + Sync;
 
 /// What was imported.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Imported {
     /// The images, as the bundle lists them.
     pub images: Vec<ImportedImage>,
@@ -71,7 +73,7 @@ pub struct Imported {
 }
 
 /// An image that was imported.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImportedImage {
     /// Its name.
     pub image: ImageName,
@@ -102,7 +104,7 @@ pub async fn import(
     seen: &Seen<'_>,
 ) -> Result<Imported, BundleError> {
     let pool = files::pool()?;
-    let is_storage = matches!(source, Source::Registry(..) | Source::Containerd(_));
+    let partly = options.partly || source.is_storage();
     let (mut reader, survey) = match source {
         Source::Path(path) if files::is_special(&path) => (Reader::open(&path, &pool).await?, None),
         Source::Path(path) => {
@@ -127,7 +129,7 @@ pub async fn import(
         }
     };
     let mut intake = Intake::new(store, registry());
-    intake.left_out = is_storage.then(Vec::new);
+    intake.left_out = partly.then(Vec::new);
     let taken = take(store, &mut intake, &mut reader, survey.as_ref(), options, seen).await;
     let judged = match taken {
         Ok(judged) => judged,
@@ -135,7 +137,10 @@ pub async fn import(
             drop(reader);
             // Removing a partial takes a moment.
             store.settled().await;
-            store.remove_unlisted(intake.brought).await;
+            // Of a stream that broke off, what came is kept for the next attempt: it is right, and belongs to no image yet.
+            if !matches!(error, BundleError::Stream(_)) {
+                store.remove_unlisted(intake.brought).await;
+            }
             return Err(error);
         }
     };
@@ -152,10 +157,15 @@ pub async fn import(
 async fn look(store: &Store, reader: &mut Reader, options: &Options) -> Result<Found, BundleError> {
     let survey = Found::survey(reader).await?;
     Lists::read(&survey.documents)?.check_names(options.under.as_ref())?;
-    let missing = survey.blobs.iter().filter(|(digest, _)| store.size_of(digest).is_none());
-    let sizes: Vec<u64> = missing.map(|(_, size_bytes)| *size_bytes).collect();
-    store.check_room(&sizes).await.map_err(BundleError::NoRoom)?;
+    check_room(store, survey.blobs.iter().map(|(digest, size_bytes)| (*digest, *size_bytes))).await?;
     Ok(survey)
+}
+
+/// Whether a store has room for those of these blobs that it doesn't hold.
+pub async fn check_room(store: &Store, blobs: impl IntoIterator<Item = (Digest, u64)>) -> Result<(), BundleError> {
+    let missing = blobs.into_iter().filter(|(digest, _)| store.size_of(digest).is_none());
+    let sizes: Vec<u64> = missing.map(|(_, size_bytes)| size_bytes).collect();
+    store.check_room(&sizes).await.map_err(BundleError::NoRoom)
 }
 
 async fn take(
@@ -200,6 +210,15 @@ pub fn pin_name(path: &Path) -> Result<PinName, BundleError> {
     legal.trim_start_matches(['.', '-']).parse().map_err(|_| BundleError::NoPinName(name.to_owned()))
 }
 
+// === impl Source ===
+
+impl Source {
+    /// Whether it is what another program keeps, which need not be complete.
+    pub(super) fn is_storage(&self) -> bool {
+        matches!(self, Self::Registry(..) | Self::Containerd(_))
+    }
+}
+
 // === impl Imported ===
 
 impl Imported {
@@ -227,6 +246,17 @@ impl Imported {
 }
 
 // === impl Canonical ===
+
+impl Canonical {
+    /// Names are as this makes them.
+    pub fn new(naming: impl Fn(&ImageName) -> Result<ImageName, String> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(naming))
+    }
+
+    pub(super) fn of(&self, image: &ImageName) -> Result<ImageName, String> {
+        (self.0)(image)
+    }
+}
 
 impl Default for Canonical {
     /// Each registry has one name.

@@ -17,14 +17,16 @@ mod migration;
 mod reading;
 mod recording;
 mod selection;
+mod sending;
 mod tar;
 mod tree;
 mod writing;
 
 pub use error::BundleError;
 pub use export::{Destination, Exported, ExportedImage, export};
-pub use import::{Canonical, Imported, ImportedImage, Options, Source, import, pin_name};
+pub use import::{Canonical, Imported, ImportedImage, Options, Source, check_room, import, pin_name};
 pub use selection::Wanted;
+pub use sending::{Sending, send};
 pub use tar::InvalidTar;
 
 /// How far an export or import has come.

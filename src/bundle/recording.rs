@@ -120,7 +120,7 @@ pub(super) async fn judge(
         };
         match name {
             Some(name) => {
-                let name = (options.canonical.0)(&name).map_err(|what| layout::problem(layout::INDEX, what))?;
+                let name = options.canonical.of(&name).map_err(|what| layout::problem(layout::INDEX, what))?;
                 judged.push(Judged { name, listed, tree, is_referrer, is_made_here: made_here });
             }
             None => nameless.push((listed, tree)),

@@ -3,18 +3,20 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
-use serde_json::json;
+use futures_util::TryStreamExt as _;
+use http::Method;
+use serde_json::{Value, json};
 
+use crate::api_client::ApiClient;
 use crate::app;
-use crate::bundle::{BundleError, Canonical, Imported, Options, Progress, Source, import, pin_name};
-use crate::oci::{ImageName, RegistryName, Repository};
+use crate::bundle::{BundleError, Canonical, Imported, Options, Progress, Source, import, pin_name, send};
+use crate::oci::{RegistryName, Repository};
 use crate::store::PinName;
 
 use super::fail;
-use super::store::{Place, StoreArgs, bar, show_bundle, size, unless_interrupted, with_store_or_new};
+use super::store::{Place, StoreArgs, bar, escape, refused, show_bundle, size, unless_interrupted, with_store_or_new};
 
 /// The arguments of `import`.
 #[derive(Debug, Args)]
@@ -67,20 +69,23 @@ Whose images are they? A bundle of Cachalot's says of each image whether it was 
 public, for who imports a file has decided to give it out. --public and --private say otherwise. A mirror without its
 upstream gives private images to nobody but the users of [access] or where share_private is set.";
 
+/// What becomes of an import that is interrupted.
+const INTERRUPTED: &str = "interrupted; run it again: blobs that came in are not written twice";
+
 /// Runs the command.
 pub(super) fn run(args: &Import) -> ExitCode {
     with_store_or_new(&args.store, true, async |place| {
         let (store, config) = match place {
             Place::Stopped(store, config) => (store, config),
-            Place::Running(_) => return fail("a server runs on this store; stop it, import, and start it again"),
+            Place::Running(server) => return args.send(server).await,
         };
-        let (source, mut options) = match args.source().and_then(|source| Ok((source, args.options()?))) {
+        let (source, mut options) = match args.meant() {
             Ok(meant) => meant,
             Err(message) => return fail(&message),
         };
         let names = app::names(config);
         options.canonical =
-            Canonical(Arc::new(move |image| names.canonical_if_known(image).map_err(|error| error.to_string())));
+            Canonical::new(move |image| names.canonical_if_known(image).map_err(|error| error.to_string()));
         let bar = bar();
         let show = |progress: &Progress| show_bundle(&bar, progress);
         let imported = unless_interrupted(import(store, source, &options, &show)).await;
@@ -92,19 +97,18 @@ pub(super) fn run(args: &Import) -> ExitCode {
                 ExitCode::SUCCESS
             }
             Some(Err(error)) => fail(&error.to_string()),
-            None => fail("interrupted; run it again, and it goes on with the blobs that came in"),
+            None => fail(INTERRUPTED),
         }
     })
 }
 
-/// A repository without a tag, read as images' names are.
-fn repository(text: &str) -> Result<Repository, String> {
-    let name: ImageName = text.parse().map_err(|error: crate::oci::InvalidImageName| error.to_string())?;
-    let last = text.rsplit('/').next().unwrap_or(text);
-    if text.contains('@') || last.contains(':') {
-        return Err("name a repository, without a tag or digest: the bundle's are kept".to_owned());
-    }
-    Ok(name.repository)
+/// How a server is told how to import.
+fn query(options: &Options, partly: bool) -> String {
+    let mut query = vec![format!("partly={partly}")];
+    query.extend(options.pin.iter().map(|pin| format!("pin={}", escape(pin.as_str()))));
+    query.extend(options.under.iter().map(|under| format!("under={}", escape(&under.to_string()))));
+    query.extend(options.public.map(|public| format!("public={public}")));
+    query.join("&")
 }
 
 /// Says it where an image is from a registry that isn't configured here: it would be there, and nobody could pull it.
@@ -151,6 +155,46 @@ fn print(imported: &Imported, pin: Option<&PinName>, as_json: bool) {
 // === impl Import ===
 
 impl Import {
+    /// Sends the bundle to a server that uses the store.
+    async fn send(&self, server: &ApiClient) -> ExitCode {
+        let (source, options) = match self.meant() {
+            Ok(meant) => meant,
+            Err(message) => return fail(&message),
+        };
+        let sending = match send(source, options.under.as_ref()).await {
+            Ok(sending) => sending,
+            Err(error) => return fail(&error.to_string()),
+        };
+        if let Some(blobs) = &sending.blobs
+            && let Err(error) = server.send::<Value>(Method::POST, "/imports/room", Some(blobs)).await
+        {
+            return refused(&error);
+        }
+        let bar = bar();
+        let (shown, total_bytes) = (bar.clone(), sending.size_bytes);
+        let mut done_bytes = 0;
+        let bytes = sending.bytes.inspect_ok(move |bytes| {
+            done_bytes += bytes.len() as u64;
+            show_bundle(&shown, &Progress { done_bytes, total_bytes });
+        });
+        let path = format!("/imports?{}", query(&options, sending.partly));
+        let imported = unless_interrupted(server.upload::<Imported>(&path, bytes)).await;
+        bar.finish_and_clear();
+        match imported {
+            Some(Ok(imported)) => {
+                print(&imported, options.pin.as_ref(), self.json);
+                ExitCode::SUCCESS
+            }
+            Some(Err(error)) => refused(&error),
+            None => fail(INTERRUPTED),
+        }
+    }
+
+    /// What is to be imported, and how.
+    fn meant(&self) -> Result<(Source, Options), String> {
+        Ok((self.source()?, self.options()?))
+    }
+
     fn is_stdin(&self) -> bool {
         self.source == Path::new("-")
     }
@@ -173,7 +217,7 @@ impl Import {
     fn options(&self) -> Result<Options, String> {
         let under = match (self.from, &self.under) {
             (Program::Distribution, _) | (_, None) => None,
-            (_, Some(text)) => Some(repository(text).map_err(|error| format!("--as: {error}"))?),
+            (_, Some(text)) => Some(text.parse::<Repository>().map_err(|error| format!("--as: {error}"))?),
         };
         let pin = match (&self.pin, self.no_pin) {
             (Some(pin), _) => Some(pin.clone()),
@@ -189,19 +233,5 @@ impl Import {
             (false, false) => None,
         };
         Ok(Options { under, pin, public, ..Options::default() })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn repositories_have_no_tags() {
-        assert_eq!(repository("nginx").unwrap().to_string(), "docker.io/library/nginx");
-        assert_eq!(repository("localhost:5000/a/b").unwrap().to_string(), "localhost:5000/a/b");
-        for bad in ["nginx:1", "quay.io/a/b:v1", "quay.io/a@sha256:ab", "", "A"] {
-            assert!(repository(bad).is_err(), "{bad}");
-        }
     }
 }

@@ -31,6 +31,17 @@ pub enum InvalidImageName {
     Reference(#[from] InvalidReference),
 }
 
+/// A text that names no repository.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidRepository {
+    /// Not even with a tag behind it would it be an image.
+    #[error(transparent)]
+    Name(#[from] InvalidImageName),
+    /// It names an image.
+    #[error("{0:?} names an image; name a repository, without a tag or digest")]
+    Image(String),
+}
+
 // === impl ImageName ===
 
 impl FromStr for ImageName {
@@ -53,6 +64,20 @@ impl FromStr for ImageName {
         };
         let repository = Repository { registry: registry.parse()?, name: path.parse()? };
         Ok(Self { repository, reference: digest.or(tag).unwrap_or("latest").parse()? })
+    }
+}
+
+impl FromStr for Repository {
+    type Err = InvalidRepository;
+
+    /// Reads it as names of images are read, without a tag.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let name: ImageName = text.parse()?;
+        let last = text.rsplit('/').next().unwrap_or(text);
+        if text.contains('@') || last.contains(':') {
+            return Err(InvalidRepository::Image(text.to_owned()));
+        }
+        Ok(name.repository)
     }
 }
 
@@ -80,6 +105,15 @@ impl From<ImageName> for String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn repositories_have_no_tags() {
+        assert_eq!("nginx".parse::<Repository>().unwrap().to_string(), "docker.io/library/nginx");
+        assert_eq!("localhost:5000/a/b".parse::<Repository>().unwrap().to_string(), "localhost:5000/a/b");
+        for bad in ["nginx:1", "quay.io/a/b:v1", "quay.io/a@sha256:ab", "", "A"] {
+            assert!(bad.parse::<Repository>().is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn names_are_read_as_container_tools_read_them() {

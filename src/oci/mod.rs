@@ -14,7 +14,7 @@ pub mod verify;
 
 pub use digest::{Algorithm, Digest};
 pub use error::{ErrorCode, error_body};
-pub use image_name::{ImageName, InvalidImageName};
+pub use image_name::{ImageName, InvalidImageName, InvalidRepository};
 pub use manifest::{Descriptor, InvalidManifest, Manifest, Platform};
 pub use name::{Reference, RegistryName, Repository, RepositoryName, Tag};
 pub use range::{ByteRange, RangeRequest, RangeSpec};

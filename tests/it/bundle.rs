@@ -146,8 +146,6 @@ async fn what_was_carried_over_is_served_without_upstream() {
         let referrers = send(serving.addr, &Request::get(referrers)).await.json();
         assert_eq!(referrers["manifests"][0]["digest"], world.signature.manifest.digest.as_str());
         assert_eq!(referrers["manifests"][0]["artifactType"], "application/x.signature");
-        let refused = fails(&site.run("import", &[&path("site.tar")]));
-        assert!(refused.contains("a server runs on this store; stop it"), "{refused}");
         assert!(fails(&site.run("export", &[APP, "-o", &path("x.tar")])).contains("stop it"));
         serving.kill();
         let pin = source.split('.').next().unwrap();
@@ -156,6 +154,89 @@ async fn what_was_carried_over_is_served_without_upstream() {
         succeeds(&site.run("export", &["--pin", pin, "-o", &path("again.tar")]));
         assert_eq!(std::fs::read(path("again.tar")).unwrap(), std::fs::read(path("site.tar")).unwrap());
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_takes_in_bundles_while_it_serves() {
+    let world = World::new().await;
+    let program = world.filled().await;
+    world.registry.go_down().await;
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    succeeds(&program.run("export", &[APP, TOOL, "-o", &path("site.tar")]));
+    succeeds(&program.run("export", &[APP, TOOL, "-o", &path("folder/")]));
+    let bytes = std::fs::read(path("site.tar")).unwrap();
+    for source in ["site.tar", "folder", "-"] {
+        let site = world.site();
+        let serving = site.serve().await;
+        let cold = send(serving.addr, &Request::get(manifest("library/app", "v1"))).await;
+        assert_eq!(cold.status(), 404);
+        let mut arguments = vec!["--pin", "site", "--json"];
+        let source = if source == "-" { source.to_owned() } else { path(source) };
+        arguments.push(&source);
+        let mut importing = site.start_command("import", &arguments);
+        let mut input = importing.stdin.take().unwrap();
+        if source == "-" {
+            std::io::Write::write_all(&mut input, &bytes).unwrap();
+        }
+        drop(input);
+        assert!(importing.wait().unwrap().success(), "{}", serving.logged());
+        world.pull(&serving).await;
+        assert!(succeeds(&site.run("pin", &[])).contains(&format!("site  {APP} {TOOL}")));
+        let again = succeeds(&site.run("import", &["--no-pin", &path("site.tar")]));
+        assert!(again.contains("0 blobs, 0 B, came in; 16 were held already"), "{again}");
+        assert!(serving.logged().contains("bundle imported"), "{}", serving.logged());
+        serving.kill();
+        let serving = site.serve().await;
+        world.pull(&serving).await;
+        serving.kill();
+        assert!(succeeds(&site.run("verify", &[])).contains("0 are wrong"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_can_not_take_a_bundle_says_why_and_goes_on() {
+    let world = World::new().await;
+    let program = world.filled().await;
+    world.registry.go_down().await;
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    succeeds(&program.run("export", &[APP, TOOL, "-o", &path("site.tar")]));
+    let bytes = std::fs::read(path("site.tar")).unwrap();
+    let site = world.site();
+    let serving = site.serve().await;
+    let layer = &world.image.layers[0];
+    let at = bytes.windows(64).position(|found| layer.bytes.starts_with(found)).unwrap();
+    let mut wrong = bytes.clone();
+    wrong[at + 3_000_000] ^= 1;
+    std::fs::write(path("wrong.tar"), &wrong).unwrap();
+    let said = fails(&site.run("import", &[&path("wrong.tar")]));
+    assert!(said.contains("the bundle is damaged") && said.contains(&layer.digest[7..]), "{said}");
+    // Much is still to come when the first bytes turn out to be of no use.
+    let nothing = Request::new("POST", "/api/v1/imports").body(&vec![7; 20_000_000]);
+    let refused = send(serving.admin, &nothing).await;
+    assert_eq!((refused.status(), refused.json()["error"]["code"].as_str()), (422, Some("bundle")));
+    // A client that is gone in the middle.
+    let mut importing = site.start_command("import", &["-", "--pin", "site"]);
+    let mut input = importing.stdin.take().unwrap();
+    std::io::Write::write_all(&mut input, &bytes[..bytes.len() * 2 / 3]).unwrap();
+    importing.kill().unwrap();
+    importing.wait().unwrap();
+    for parameter in ["pin=.", "public=yes", "under=a:b", "other=1"] {
+        let request = Request::new("POST", format!("/api/v1/imports?{parameter}")).body(&bytes[..512]);
+        assert_eq!(send(serving.admin, &request).await.status(), 400, "{parameter}");
+    }
+    assert!(!succeeds(&site.run("images", &[])).contains("docker.io"));
+    succeeds(&site.run("import", &[&path("site.tar")]));
+    world.pull(&serving).await;
+    serving.kill();
+
+    let small = world.site();
+    small.rewrite("64MiB", "4MiB");
+    let serving = small.serve().await;
+    let said = fails(&small.run("import", &[&path("site.tar")]));
+    assert!(said.contains("the bundle needs more room than there is") && said.contains("capacity"), "{said}");
+    serving.kill();
 }
 
 #[tokio::test(flavor = "multi_thread")]

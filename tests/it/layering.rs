@@ -25,7 +25,7 @@ const MAY_USE: [(&str, &[&str]); 24] = [
     ("api_client", &["upstream"]),
     ("workloads", &[]),
     ("mirror", &["config", "files", "fill", "upstream", "store"]),
-    ("server", &["config", "files", "fill", "jobs", "mirror", "store", "shutdown", "telemetry"]),
+    ("server", &["bundle", "config", "files", "fill", "jobs", "mirror", "store", "shutdown", "telemetry"]),
     ("app", &["config", "files", "server", "jobs", "mirror", "fill", "upstream", "store", "shutdown", "telemetry"]),
     ("demo", &["app", "config", "shutdown"]),
     ("cli", &["*"]),

@@ -5,6 +5,7 @@ mod fills;
 mod guard;
 mod history;
 mod images;
+mod imports;
 mod logs;
 mod page;
 mod pins;
@@ -19,10 +20,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use axum::Router;
+use axum::extract::DefaultBodyLimit;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
 use http::header::CONTENT_TYPE;
 use parking_lot::RwLock;
+use tokio::sync::Semaphore;
 
 use crate::fill::Fills;
 use crate::jobs::Jobs;
@@ -50,6 +53,8 @@ struct Shared {
     activity: Activity,
     history: History,
     jobs: Jobs,
+    /// Turns to take in a bundle.
+    importing: Arc<Semaphore>,
     guard: RwLock<Arc<Guard>>,
     parts: RwLock<Option<Parts>>,
     reload: RwLock<Option<Arc<dyn Reload>>>,
@@ -90,6 +95,7 @@ impl Api {
             activity,
             history,
             jobs,
+            importing: Arc::new(Semaphore::new(imports::AT_ONCE)),
             guard: RwLock::new(Arc::new(guard)),
             parts: RwLock::new(None),
             reload: RwLock::new(None),
@@ -131,10 +137,12 @@ impl Api {
             .route("/history", get(history::show))
             .route("/images", get(images::list).delete(images::remove))
             .route("/layers", get(images::layers))
+            .route("/imports", post(imports::take))
+            .route("/imports/room", post(imports::room).layer(DefaultBodyLimit::max(imports::ROOM_BYTES_MAX)))
             .route("/pins", get(pins::list))
             .route("/pins/{name}", put(pins::put).delete(pins::remove))
             .route("/verify", get(verify::show).post(verify::begin))
-            .route("/seeds", get(seeds::list).post(seeds::begin))
+            .route("/seeds", get(seeds::list).post(seeds::begin).layer(DefaultBodyLimit::max(seeds::BODY_BYTES_MAX)))
             .route("/seeds/{number}", get(seeds::show))
             .route("/warm", get(seeds::warm))
             .route("/have", get(seeds::have))

@@ -14,6 +14,9 @@ use crate::jobs::seed::{Begun, Request};
 use super::page::{self, Page, Query};
 use super::{Api, ApiError, Operator};
 
+/// The longest list of images that is taken, in bytes: as many as a run may have, with long names.
+pub(super) const BODY_BYTES_MAX: usize = 16 << 20;
+
 pub(super) async fn list(State(api): State<Api>) -> Result<Response, ApiError> {
     page::ok(&json!({ "numbers": api.0.jobs.seeds.numbers() }))
 }
