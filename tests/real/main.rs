@@ -6,12 +6,13 @@
 //! Reading order: [`pulls`] says what every client must be able to do; [`skopeo`], [`containerd`] and [`podman`] are the
 //! clients; [`access`] has the mirror ask who they are,
 //! [`private`] puts a password and a certificate in front of upstream; [`outage`] kills the mirror;
-//! [`full_disk`] leaves it no room; [`bundle`] carries images past the network; [`conformance`] runs the OCI
-//! program. Below them: [`mirror`] (the program under
+//! [`full_disk`] leaves it no room; [`bundle`] carries images past the network, and [`air_gap`] goes the whole way with them;
+//! [`conformance`] runs the OCI program. Below them: [`mirror`] (the program under
 //! test), [`upstream`] (Debian's docker-registry), [`fixture`] and [`image`] (what it holds), [`process`] and [`http`].
 #![expect(clippy::expect_used, clippy::print_stderr, reason = "a test fails by panicking, and says why")]
 
 mod access;
+mod air_gap;
 mod bundle;
 mod conformance;
 mod containerd;

@@ -75,7 +75,13 @@ impl Mirror {
 
     /// A command on its store, while it doesn't run.
     pub(crate) fn command(&self, name: &str) -> Command {
-        let mut command = tool(env!("CARGO_BIN_EXE_cachalot"));
+        self.command_by(name, &[])
+    }
+
+    /// The same, started by something else.
+    pub(crate) fn command_by(&self, name: &str, before: &[String]) -> Command {
+        let mut command = tool("env");
+        command.args(before).arg(env!("CARGO_BIN_EXE_cachalot"));
         command.arg(name).arg("--config").arg(self.folder.path().join("cachalot.toml"));
         command
     }

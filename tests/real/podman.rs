@@ -15,7 +15,7 @@ use crate::process::{run, tool};
 use crate::pulls::{self, Client};
 
 /// `podman pull` into a store that holds nothing yet.
-struct Puller;
+pub(crate) struct Puller;
 
 /// A podman with a store of its own, for which docker.io is at a port of this machine.
 pub(crate) struct Podman {

@@ -36,7 +36,7 @@ pub(crate) fn cold_warm_and_without_upstream(client: &impl Client, image: &Image
 }
 
 /// One pull, after which the client holds all that upstream has under that name, byte for byte.
-pub(crate) fn check(client: &impl Client, mirror: &Mirror, image: &Image, by: By) {
+pub(crate) fn check(client: &(impl Client + ?Sized), mirror: &Mirror, image: &Image, by: By) {
     let held = client.pull(mirror, image, by);
     let missing: Vec<_> = image.digests().difference(&held).cloned().collect();
     assert!(missing.is_empty(), "{} by {by:?}: the client lacks {missing:?} and holds {held:?}", image.repository);
