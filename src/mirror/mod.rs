@@ -16,6 +16,7 @@ mod outcome;
 mod prefetch;
 mod referrers;
 mod resolve;
+mod retries;
 mod rights;
 mod seed;
 mod tag_list;

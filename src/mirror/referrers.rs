@@ -39,16 +39,13 @@ impl Mirror {
         subject: &Digest,
         artifact_types: &[String],
     ) -> Result<ReferrersAnswer, MirrorError> {
-        let found = async {
-            let reference = Reference::Digest(*subject);
-            match self.check_readable(target, Probe::Manifest(&reference)).await {
-                Err(error) if !error.is_not_found() => return Err(error),
-                _ => {}
-            }
-            self.referrers_list(target, subject).await.map_err(never_not_found)
+        let reference = Reference::Digest(*subject);
+        let found = match self.check_readable(target, Probe::Manifest(&reference)).await {
+            Err(error) if !error.is_not_found() => Err(error),
+            _ => self.referrers_list(target, subject).await.map_err(never_not_found),
         };
         let ListAnswer { list, outcome, warning } =
-            found.await.map_err(|error| error.about(&target.repository, &format!("@{subject}")))?;
+            found.map_err(|error| error.about(&target.repository, &format!("@{subject}")))?;
         let mut found = Referrers::parse(list.body.as_bytes())
             .map_err(|error| MirrorError::new(MirrorErrorKind::Internal, error.to_string()))?;
         if !artifact_types.is_empty() {
@@ -57,7 +54,8 @@ impl Mirror {
         Ok(ReferrersAnswer { body: found.into_json(), filtered: !artifact_types.is_empty(), outcome, warning })
     }
 
-    async fn referrers_list(&self, target: &Target, subject: &Digest) -> Result<ListAnswer, MirrorError> {
+    /// The list as upstream has it, or why there is none.
+    pub(super) async fn referrers_list(&self, target: &Target, subject: &Digest) -> Result<ListAnswer, MirrorError> {
         if self.0.settings.offline {
             return self.held_referrers(target, subject).await;
         }

@@ -21,6 +21,7 @@ use super::error::{MirrorError, MirrorErrorKind};
 use super::manifests::ManifestAnswer;
 use super::outcome::Outcome;
 use super::prefetch::is_wanted;
+use super::retries::{Again, Failure, Retries};
 use super::upstreams::Target;
 use super::{HeldManifest, Mirror};
 
@@ -41,6 +42,7 @@ pub struct Run {
     /// Nothing is fetched but what it takes to tell how much there is.
     dry: bool,
     blobs: Semaphore,
+    retries: Retries,
     /// What an image of this run has or fetches already.
     claimed: Mutex<HashSet<Digest>>,
 }
@@ -72,9 +74,6 @@ struct Seeding<'a> {
     seen: Mutex<HashSet<Digest>>,
 }
 
-/// How often a blob is tried whose download fails as a whole. Each resumes what has broken off by itself.
-const ATTEMPTS: usize = 3;
-
 /// How long a blob that has come may take to be held.
 const LEAVING_MAX: Duration = Duration::from_secs(10);
 
@@ -95,7 +94,12 @@ const MISSING_MAX: usize = 100;
 impl Run {
     /// A run that fetches so many blobs at once, or that only looks how much there is.
     pub fn new(blobs_at_once: usize, dry: bool) -> Self {
-        Self { dry, blobs: Semaphore::new(blobs_at_once.max(1)), claimed: Mutex::default() }
+        Self {
+            dry,
+            blobs: Semaphore::new(blobs_at_once.max(1)),
+            retries: Retries::default(),
+            claimed: Mutex::default(),
+        }
     }
 }
 
@@ -135,12 +139,12 @@ impl Mirror {
         let resolved = self.resolve(None, repository.name.as_str(), Some(repository.registry.as_str()), None);
         // Whoever may have images seeded is no stranger.
         let target = match resolved {
-            Ok(target) => Target { listed: true, ..target },
+            Ok(target) => Target { listed: true, ..target.in_background() },
             Err(error) => return tally.miss(error.to_string()),
         };
         self.learn_rights(&target, &order.image.reference).await;
         let seeding = Seeding { mirror: self, target, order, run, tally, seen: Mutex::default() };
-        match seeding.manifest(&order.image.reference).await {
+        match seeding.manifest_at_last(&order.image.reference).await {
             Ok(manifest) => {
                 *tally.digest.lock() = Some(manifest.digest);
                 if let Outcome::Stale { .. } = manifest.outcome {
@@ -183,6 +187,17 @@ impl Seeding<'_> {
         Ok(HeldManifest { bytes: body.bytes, media_type, digest }.answer(Outcome::Miss))
     }
 
+    /// The same, tried again while that may help.
+    async fn manifest_at_last(&self, reference: &Reference) -> Result<ManifestAnswer, MirrorError> {
+        let mut failures = 0;
+        loop {
+            match self.manifest(reference).await {
+                Err(error) if self.run.retries.waited(&error.clone().into(), failures).await => failures += 1,
+                done => return done,
+            }
+        }
+    }
+
     /// Records that a manifest is open to all, where it was fetched when nobody had asked.
     async fn repair_rights(&self, manifest: &ManifestAnswer) {
         if !self.mirror.is_public(&self.target) {
@@ -200,12 +215,16 @@ impl Seeding<'_> {
     fn take(&self, manifest: ManifestAnswer, is_root: bool, depth: usize) -> BoxFuture<'_, ()> {
         async move {
             let digest = manifest.digest;
-            let seen = {
+            let (is_new, count) = {
                 let mut seen = self.seen.lock();
-                seen.len() >= MANIFESTS_MAX || !seen.insert(digest)
+                (seen.insert(digest), seen.len())
             };
-            if seen || depth > DEPTH_MAX {
+            if !is_new {
                 return;
+            }
+            if count > MANIFESTS_MAX || depth > DEPTH_MAX {
+                let limits = format!("more than {MANIFESTS_MAX} manifests, or {DEPTH_MAX} deep in each other");
+                return self.tally.miss(format!("{} consists of {limits}: the rest is left out", self.order.image));
             }
             let held = matches!(manifest.outcome, Outcome::Hit | Outcome::Revalidated | Outcome::Stale { .. });
             let size_bytes = manifest.bytes.len() as u64;
@@ -234,7 +253,7 @@ impl Seeding<'_> {
     }
 
     async fn child(&self, digest: Digest, depth: usize) {
-        match self.manifest(&Reference::Digest(digest)).await {
+        match self.manifest_at_last(&Reference::Digest(digest)).await {
             Ok(manifest) => self.take(manifest, false, depth).await,
             Err(error) => self.tally.miss(error.to_string()),
         }
@@ -266,21 +285,26 @@ impl Seeding<'_> {
 
     /// Takes what refers to a manifest: by the API for that, and by the tags that tools write where there is none.
     async fn take_referrers(&self, subject: Digest, depth: usize) {
+        // Registries refuse what they don't know, or don't let everybody have.
+        let is_refused =
+            |error: &MirrorError| matches!(error.kind, MirrorErrorKind::Denied | MirrorErrorKind::UnknownName);
+        let is_none = |error: &MirrorError| error.is_not_found() || is_refused(error);
         let mut found = HashSet::new();
-        match self.mirror.referrers(&self.target, &subject, &[]).await {
-            Ok(answer) => match Referrers::parse(answer.body.as_bytes()) {
+        match self.mirror.referrers_list(&self.target, &subject).await {
+            Ok(answer) => match Referrers::parse(answer.list.body.as_bytes()) {
                 Ok(list) => found.extend(list.digests()),
                 Err(error) => self.tally.miss(format!("the referrers of {subject}: {error}")),
             },
+            Err(error) if is_none(&error) => {}
             Err(error) => self.tally.miss(error.to_string()),
         }
         for tag in cosign_tags(&subject) {
-            match self.manifest(&Reference::Tag(tag)).await {
+            match self.manifest_at_last(&Reference::Tag(tag)).await {
                 Ok(manifest) => {
                     self.tally.referrers.fetch_add(1, Ordering::Relaxed);
                     self.take(manifest, false, depth + 1).await;
                 }
-                Err(error) if error.is_not_found() || error.kind == MirrorErrorKind::Denied => {}
+                Err(error) if is_none(&error) => {}
                 Err(error) => self.tally.miss(error.to_string()),
             }
         }
@@ -316,33 +340,33 @@ impl Seeding<'_> {
             }
             return;
         }
-        let mut attempts = 0;
-        while let Err((why, again)) = self.fetch(&blob, is_to_come).await {
-            attempts += 1;
-            if attempts >= ATTEMPTS || !again {
-                return self.tally.miss(why);
+        let (mut failures, mut counted_bytes) = (0, if is_to_come { 0 } else { u64::MAX });
+        while let Err(failure) = self.fetch(&blob, &mut counted_bytes).await {
+            if !self.run.retries.waited(&failure, failures).await {
+                return self.tally.miss(failure.why);
             }
+            failures += 1;
         }
     }
 
-    /// Fetches a blob, if it has to be, and sees that it's held then. An error says also whether it's worth another try.
-    async fn fetch(&self, blob: &Descriptor, counted: bool) -> Result<(), (String, bool)> {
-        let answer = self.mirror.blob(&self.target, &blob.digest, &[]).await;
-        let answer = answer.map_err(|error| (error.to_string(), !error.is_not_found()))?;
+    /// Fetches a blob, if it has to be, and sees that it's held then. Of its bytes so many were counted before.
+    async fn fetch(&self, blob: &Descriptor, counted_bytes: &mut u64) -> Result<(), Failure> {
+        let failed = |why: &str, again| Failure { why: format!("{} {why}", blob.digest), again };
+        let answer = self.mirror.blob(&self.target, &blob.digest, &[]).await?;
         let (mut pieces, outcome) = answer.pieces(None);
         if outcome == Outcome::Hit {
             return Ok(());
         }
         if let Outcome::Bypass { .. } = outcome {
             // It would come, and go past the store.
-            return Err((format!("{} can't be kept; storage.capacity says how much may be", blob.digest), false));
+            return Err(failed("can't be kept; storage.capacity says how much may be", Again::Never));
         }
+        let mut come_bytes = 0;
         while let Some(piece) = pieces.next().await {
             // Pieces are parts of the file that is being filled: none is read here.
-            let piece = piece.map_err(|_| (format!("{} broke off; the log says why", blob.digest), true))?;
-            if counted {
-                self.count_fetched(piece.len());
-            }
+            come_bytes += piece.map_err(|_| failed("broke off; the log says why", Again::Soon))?.len();
+            self.count_fetched(come_bytes.saturating_sub(*counted_bytes));
+            *counted_bytes = come_bytes.max(*counted_bytes);
         }
         // It goes to its clients before it is held for good.
         let key = FillKey { registry: self.target.repository.registry.clone(), digest: blob.digest };
@@ -350,7 +374,7 @@ impl Seeding<'_> {
         if self.mirror.0.store.size_of(&blob.digest).is_some() {
             return Ok(());
         }
-        Err((format!("{} came, but could not be kept; storage.capacity says how much may be", blob.digest), false))
+        Err(failed("came, but could not be kept; storage.capacity says how much may be", Again::Never))
     }
 }
 

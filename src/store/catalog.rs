@@ -6,6 +6,7 @@ use super::ledger::Charge;
 use super::order::Parent;
 use super::reach::{Lines, Scope, reach, referrers};
 use crate::clock::Timestamp;
+use crate::oci::referrers::cosign_tags;
 use crate::oci::{Digest, ImageName, Reference, Repository, Tag};
 
 /// The records of a store, without their content. It is filled in the background after boot, repository by repository;
@@ -57,6 +58,16 @@ fn newest(manifests: impl Iterator<Item = (Timestamp, Digest)>, limit: usize) ->
     let mut found: Vec<_> = manifests.collect();
     found.sort_unstable_by(|a, b| b.cmp(a));
     found.into_iter().take(limit).map(|(_, manifest)| manifest).collect()
+}
+
+// === impl Folder ===
+
+impl Folder {
+    /// What lies under the tags that cosign and its relatives make of the digests of these manifests.
+    fn signatures(&self, manifests: &HashSet<Digest>) -> Vec<Digest> {
+        let own = self.manifests.keys().filter(|manifest| manifests.contains(manifest));
+        own.flat_map(cosign_tags).filter_map(|tag| self.tags.get(&tag).map(|(digest, _)| *digest)).collect()
+    }
 }
 
 // === impl Catalog ===
@@ -222,12 +233,20 @@ impl Catalog {
         listing.map(|(digest, listed)| (*digest, listed.lines.children.clone())).collect()
     }
 
-    /// Everything that roots lead to.
-    pub(super) fn reach(&self, roots: impl IntoIterator<Item = Digest>, scope: Scope<'_>) -> HashSet<Digest> {
+    /// Everything that images lead to; with what refers to them comes what cosign and its relatives keep under tags of their
+    /// own.
+    pub(super) fn reach(&self, images: &[ImageName], scope: Scope<'_>) -> HashSet<Digest> {
         let lines = self.manifests.iter().map(|(digest, listed)| (digest, &listed.lines));
         let referrers = if scope.referrers { referrers(lines) } else { HashMap::new() };
         let lines = |digest: &Digest| self.manifests.get(digest).map(|listed| &listed.lines);
-        reach(roots, lines, &referrers, scope.platforms)
+        let mut reached = reach(images.iter().filter_map(|image| self.resolve(image)), lines, &referrers, scope);
+        if scope.referrers {
+            let repositories: HashSet<&Repository> = images.iter().map(|image| &image.repository).collect();
+            let folders = repositories.into_iter().filter_map(|repository| self.repositories.get(repository));
+            let signatures: Vec<Digest> = folders.flat_map(|folder| folder.signatures(&reached)).collect();
+            reached.extend(reach(signatures, lines, &referrers, scope));
+        }
+        reached
     }
 
     /// The manifest that an image's name stands for, as far as that is recorded.

@@ -40,6 +40,11 @@ impl Store {
             let path = shared.layout.credentials();
             publish_bytes(&shared.io.disk, Bytes::from_static(NOTE.as_bytes()), &staged, &path, MODE_RECORD, None)
         };
-        self.shared.io.run_counted(put).await
+        let noted = self.shared.io.run_counted(put).await;
+        if noted.is_err() {
+            // So that another attempt is one.
+            self.shared.had_credentials.store(false, Ordering::Relaxed);
+        }
+        noted
     }
 }

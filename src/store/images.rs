@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::error::StoreError;
 use super::order::Candidate;
 use super::pins::PinName;
-use super::reach::{Lines, reach};
+use super::reach::{Lines, Scope, reach};
 use super::{Shared, Store};
 use crate::clock::Timestamp;
 use crate::oci::{Digest, ImageName, Platform, Reference, media};
@@ -241,7 +241,7 @@ impl Shared {
 
 impl View {
     fn reach(&self, roots: impl IntoIterator<Item = Digest>) -> HashSet<Digest> {
-        reach(roots, |digest| self.lines.get(digest), &HashMap::new(), &[])
+        reach(roots, |digest| self.lines.get(digest), &HashMap::new(), Scope::default())
     }
 
     /// Leaves out manifests without a tag that another image of their repository leads to: they are part of that.

@@ -199,6 +199,8 @@ struct Shared {
     pins: RwLock<Pins>,
     /// Whoever writes or removes a pin's file has its turn.
     pin_turn: Mutex<()>,
+    /// Held while a pin is widened.
+    widening: tokio::sync::Mutex<()>,
     /// What of the pinned content is held, as it counted when somebody last looked.
     pinned_bytes: AtomicU64,
     /// It was said that the pins leave hardly any room.
@@ -295,6 +297,7 @@ impl Store {
             evictor: tokio::sync::Mutex::default(),
             pins: RwLock::default(),
             pin_turn: Mutex::default(),
+            widening: tokio::sync::Mutex::default(),
             pinned_bytes: AtomicU64::new(0),
             pins_said: AtomicBool::new(false),
             partials: Mutex::default(),

@@ -91,6 +91,8 @@ impl Store {
 
     /// Makes a promise beside what an earlier one of that name keeps: no platform, image or referrer of that is given up.
     pub async fn widen_pin(&self, name: &PinName, mut pin: Pin) -> Result<(), StoreError> {
+        // Between looking and making nobody else may.
+        let _turn = self.shared.widening.lock().await;
         if let Some(earlier) = self.pin_called(name) {
             let known: HashSet<ImageName> = earlier.roots.iter().cloned().collect();
             let fresh = std::mem::take(&mut pin.roots).into_iter().filter(|root| !known.contains(root));
@@ -163,9 +165,8 @@ impl Shared {
 
     /// Everything that one pin keeps, held or not.
     fn reach_of(&self, pin: &Pin) -> HashSet<Digest> {
-        let catalog = self.catalog.read();
-        let roots: Vec<_> = pin.roots.iter().filter_map(|root| catalog.resolve(root)).collect();
-        catalog.reach(roots, Scope { platforms: &pin.platforms, referrers: pin.referrers })
+        let scope = Scope { platforms: &pin.platforms, referrers: pin.referrers };
+        self.catalog.read().reach(&pin.roots, scope)
     }
 
     /// Everything that must stay, held or not. Counts what of it is held.

@@ -19,7 +19,8 @@ pub(super) struct Lines {
 /// How far to go.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Scope<'a> {
-    /// Only children for these platforms, such as `linux/amd64`, and those that don't say; empty is all.
+    /// Only children for these platforms, such as `linux/amd64`, and those that don't say; empty is all. Builders append
+    /// attestations for a platform `unknown/unknown`: those come with what refers to images.
     pub(super) platforms: &'a [String],
     /// What refers to what is reached (signatures, SBOMs) too.
     pub(super) referrers: bool,
@@ -30,7 +31,7 @@ pub(super) fn reach<'a>(
     roots: impl IntoIterator<Item = Digest>,
     lines: impl Fn(&Digest) -> Option<&'a Lines>,
     referrers: &HashMap<Digest, Vec<Digest>>,
-    platforms: &[String],
+    scope: Scope<'_>,
 ) -> HashSet<Digest> {
     let mut reached = HashSet::new();
     let mut pending: Vec<Digest> = roots.into_iter().collect();
@@ -39,7 +40,7 @@ pub(super) fn reach<'a>(
             continue;
         }
         if let Some(lines) = lines(&digest) {
-            pending.extend(lines.children_for(platforms));
+            pending.extend(lines.children_for(scope));
         }
         pending.extend(referrers.get(&digest).into_iter().flatten());
     }
@@ -77,8 +78,10 @@ impl Lines {
         }
     }
 
-    fn children_for<'a>(&'a self, wanted: &'a [String]) -> impl Iterator<Item = Digest> + 'a {
+    fn children_for<'a>(&'a self, scope: Scope<'a>) -> impl Iterator<Item = Digest> + 'a {
+        let wanted = scope.platforms;
         let fits = move |at: usize| match self.platforms.get(at) {
+            Some(Some(platform)) if !wanted.is_empty() && platform.starts_with("unknown/") => scope.referrers,
             Some(Some(platform)) if !wanted.is_empty() => wanted.iter().any(|wanted| is_of(platform, wanted)),
             _ => true,
         };
@@ -103,9 +106,9 @@ mod tests {
     }
 
     fn world() -> HashMap<Digest, Lines> {
-        let platforms = [Some("linux/amd64"), Some("linux/arm64/v8"), None];
+        let platforms = [Some("linux/amd64"), Some("linux/arm64/v8"), None, Some("unknown/unknown")];
         [
-            ("index", lines(&["amd", "arm", "any"], &platforms, None)),
+            ("index", lines(&["amd", "arm", "any", "attested"], &platforms, None)),
             ("amd", lines(&["base", "amd layer"], &[], None)),
             ("arm", lines(&["base", "arm layer"], &[], None)),
             ("signature", lines(&["signed"], &[], Some("index"))),
@@ -116,18 +119,30 @@ mod tests {
     }
 
     fn reached(root: &str, scope: Scope<'_>) -> Vec<&'static str> {
-        let names =
-            ["index", "amd", "arm", "any", "base", "amd layer", "arm layer", "signature", "signed", "circle", "absent"];
+        let names = [
+            "index",
+            "amd",
+            "arm",
+            "any",
+            "attested",
+            "base",
+            "amd layer",
+            "arm layer",
+            "signature",
+            "signed",
+            "circle",
+            "absent",
+        ];
         let world = world();
         let referrers = if scope.referrers { referrers(world.iter()) } else { HashMap::new() };
-        let reached = reach([digest(root)], |digest| world.get(digest), &referrers, scope.platforms);
+        let reached = reach([digest(root)], |digest| world.get(digest), &referrers, scope);
         names.into_iter().filter(|name| reached.contains(&digest(name))).collect()
     }
 
     #[test]
     fn an_image_reaches_all_that_it_lists_and_what_that_lists() {
         let all = reached("index", Scope::default());
-        assert_eq!(all, ["index", "amd", "arm", "any", "base", "amd layer", "arm layer"]);
+        assert_eq!(all, ["index", "amd", "arm", "any", "attested", "base", "amd layer", "arm layer"]);
         assert_eq!(reached("absent", Scope::default()), ["absent"]);
         assert_eq!(reached("circle", Scope { referrers: true, ..Scope::default() }), ["circle"]);
     }
@@ -136,7 +151,7 @@ mod tests {
     fn platforms_and_referrers_are_reached_where_asked_for() {
         let wanted = ["linux/arm64".to_owned()];
         let arm = reached("index", Scope { platforms: &wanted, referrers: true });
-        assert_eq!(arm, ["index", "arm", "any", "base", "arm layer", "signature", "signed"]);
+        assert_eq!(arm, ["index", "arm", "any", "attested", "base", "arm layer", "signature", "signed"]);
         let wanted = ["linux/arm".to_owned()];
         assert_eq!(reached("index", Scope { platforms: &wanted, referrers: false }), ["index", "any"]);
     }

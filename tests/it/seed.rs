@@ -418,3 +418,36 @@ async fn an_image_is_held_only_where_its_repository_has_it() {
     // Docker Hub's official images by any of their names.
     well(&program.run("have", &["docker.io/app:v1", "index.docker.io/app:v1", "index.docker.io/library/app:v1"]));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_limit_or_a_failure_that_passes_is_waited_for() {
+    let world = World::new().await;
+    world.registry.fault(On::manifest("v1").once(), Fault::too_many_requests(Some("1")));
+    world.registry.fault(On::blob(&world.image.layers[0].digest).once(), Fault::status(503));
+    // A registry that lets nobody look for referrers has none to give.
+    world.registry.fault(On::kind(Kind::Referrers), Fault::status(403));
+    let program = Program::new(&world.registry, "64MiB");
+    well(&program.run("seed", &["app:v1"]));
+    well(&program.run("have", &["app:v1"]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_limit_that_lasts_for_hours_is_told_and_not_waited_for() {
+    let world = World::new().await;
+    world.registry.fault(On::manifest("v1"), Fault::too_many_requests(Some("21600")));
+    let program = Program::new(&world.registry, "64MiB");
+    let limited = program.run("seed", &["app:v1"]);
+    assert!(!limited.status.success() && text(&limited).contains("limits our requests"), "{}", text(&limited));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pin_keeps_what_cosign_keeps_beside_the_image() {
+    let world = World::new().await;
+    let program = Program::new(&world.registry, "64MiB");
+    well(&program.run("seed", &["app:v1", "--pin", "site"]));
+    let tag = format!("{}.sig", world.image.manifest.fallback_tag());
+    let listed = json_of(&program.run("images", &["--json"]));
+    let signature = |image: &&Value| image["image"].as_str().unwrap().ends_with(&tag);
+    let signature = listed["images"].as_array().unwrap().iter().find(signature);
+    assert_eq!(signature.expect("the signature is listed")["pins"], json!(["site"]));
+}

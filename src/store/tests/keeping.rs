@@ -62,6 +62,23 @@ async fn pinned_images_stay_with_all_that_belongs_to_them_also_after_a_restart()
     assert!(rig.open().await.pins().is_empty());
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_many_add_to_one_pin_at_once_is_all_in_it() {
+    let rig = Rig::new(1_100_000);
+    let store = rig.open().await;
+    let names: Vec<String> = (0..20).map(|n| format!("docker.io/a/b:v{n}")).collect();
+    let added = names.iter().map(|name| {
+        let (store, pin) = (store.clone(), pin(&[name]));
+        tokio::spawn(async move { store.widen_pin(&tag("site"), pin).await.unwrap() })
+    });
+    for added in added.collect::<Vec<_>>() {
+        added.await.unwrap();
+    }
+    let roots: Vec<String> = store.pin_called(&tag("site")).unwrap().roots.iter().map(ToString::to_string).collect();
+    assert_eq!(roots.len(), names.len());
+    assert!(names.iter().all(|name| roots.contains(name)), "{roots:?}");
+}
+
 #[tokio::test]
 async fn where_a_pinned_tag_moves_the_promise_moves_along() {
     let rig = Rig::new(1_000_000);
