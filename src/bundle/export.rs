@@ -5,17 +5,24 @@ use std::path::PathBuf;
 use std::pin::Pin;
 
 use bytes::Bytes;
+use futures_util::future::join;
+use futures_util::stream::{self, StreamExt as _};
 use serde::Serialize;
 use tokio::io::AsyncWrite;
 
 use super::error::BundleError;
 use super::files::{self, CHUNK_BYTES, NewFile, NewFolder, Outgoing};
+use super::hashing::Hashing;
 use super::layout::{self, DockerImage, blob_path};
 use super::selection::{Chosen, Selection, Wanted};
 use super::writing::{Archive, Folder, Sink, Target};
 use super::{Progress, Seen};
-use crate::oci::{Algorithm, Digest, ImageName, Reference, Verifier, media};
+use crate::oci::{Algorithm, Digest, ImageName, Reference, media};
 use crate::store::Store;
+use crate::tasks::Pool;
+
+/// So many chunks of a blob are read ahead.
+const READ_AHEAD: usize = 3;
 
 /// Where a bundle is written to.
 pub enum Destination {
@@ -74,31 +81,37 @@ pub async fn export(
     match destination {
         Destination::File(path) if files::is_special(&path) => {
             let outgoing = Outgoing::special(&path, &pool)?;
-            write(store, &selection, &mut Archive::new(Target::File(outgoing)), seen).await?;
+            write(store, &selection, &pool, &mut Archive::new(Target::File(outgoing)), seen).await?;
         }
         Destination::File(path) => {
             let file = NewFile::beside(&path)?;
             let outgoing = file.outgoing(&pool)?;
-            write(store, &selection, &mut Archive::new(Target::File(outgoing)), seen).await?;
+            write(store, &selection, &pool, &mut Archive::new(Target::File(outgoing)), seen).await?;
             file.keep()?;
         }
         Destination::Folder(path) => {
             let folder = NewFolder::beside(&path)?;
-            write(store, &selection, &mut Folder::new(folder.path().to_owned(), pool), seen).await?;
+            write(store, &selection, &pool, &mut Folder::new(folder.path().to_owned(), pool.clone()), seen).await?;
             folder.keep()?;
         }
         Destination::Stdout => {
             let outgoing = Outgoing::stdout(&pool)?;
-            write(store, &selection, &mut Archive::new(Target::File(outgoing)), seen).await?;
+            write(store, &selection, &pool, &mut Archive::new(Target::File(outgoing)), seen).await?;
         }
         Destination::Stream(stream) => {
-            write(store, &selection, &mut Archive::new(Target::Stream(stream)), seen).await?;
+            write(store, &selection, &pool, &mut Archive::new(Target::Stream(stream)), seen).await?;
         }
     }
     Ok(Exported::of(&selection))
 }
 
-async fn write(store: &Store, selection: &Selection, sink: &mut impl Sink, seen: &Seen<'_>) -> Result<(), BundleError> {
+async fn write(
+    store: &Store,
+    selection: &Selection,
+    pool: &Pool,
+    sink: &mut impl Sink,
+    seen: &Seen<'_>,
+) -> Result<(), BundleError> {
     let blobs = selection.blobs();
     for (path, content) in documents(selection, &blobs) {
         sink.begin(path, content.len() as u64).await?;
@@ -119,7 +132,7 @@ async fn write(store: &Store, selection: &Selection, sink: &mut impl Sink, seen:
             }
             parents.clone_into(&mut folder);
         }
-        write_blob(store, &path, digest, sink, &mut |bytes| {
+        write_blob(store, &path, digest, pool, sink, &mut |bytes| {
             progress.done_bytes += bytes;
             seen(&progress);
         })
@@ -133,25 +146,28 @@ async fn write_blob(
     store: &Store,
     path: &str,
     digest: Digest,
+    pool: &Pool,
     sink: &mut impl Sink,
     wrote: &mut (dyn FnMut(u64) + Send),
 ) -> Result<(), BundleError> {
     let blob = store.open_for_one_look(&digest).await?.ok_or(BundleError::Gone(digest))?;
-    let mut verifier = Verifier::new(digest, Some(blob.size_bytes()));
-    sink.begin(path, blob.size_bytes()).await?;
-    let (mut offset, mut last) = (0, Bytes::new());
-    while offset < blob.size_bytes() {
-        let len = usize::try_from(blob.size_bytes() - offset).unwrap_or(usize::MAX).min(CHUNK_BYTES);
-        let bytes = blob.read_at(offset, len).await?;
-        verifier.update(&bytes);
-        offset += bytes.len() as u64;
-        let whole = std::mem::replace(&mut last, bytes);
-        if !whole.is_empty() {
-            wrote(whole.len() as u64);
-            sink.write(whole).await?;
-        }
+    let size_bytes = blob.size_bytes();
+    let mut hashing = Hashing::new(digest, size_bytes, pool);
+    sink.begin(path, size_bytes).await?;
+    let chunk = |at: u64| (at * CHUNK_BYTES as u64, size_bytes.saturating_sub(at * CHUNK_BYTES as u64));
+    let chunks = (0..size_bytes.div_ceil(CHUNK_BYTES as u64)).map(chunk);
+    let reads =
+        chunks.map(|(offset, left)| blob.read_at(offset, usize::try_from(left).unwrap_or(usize::MAX).min(CHUNK_BYTES)));
+    let mut reads = stream::iter(reads).buffered(READ_AHEAD);
+    let mut last = Bytes::new();
+    while let Some(bytes) = reads.next().await {
+        let bytes = bytes?;
+        let whole = std::mem::replace(&mut last, bytes.clone());
+        wrote(whole.len() as u64);
+        let ((), written) = join(hashing.update(bytes), sink.write(whole)).await;
+        written?;
     }
-    verifier.finish().map_err(|mismatch| BundleError::Damaged { digest, mismatch })?;
+    hashing.finish().map_err(|mismatch| BundleError::Damaged { digest, mismatch })?;
     wrote(last.len() as u64);
     sink.write(last).await?;
     sink.end().await

@@ -11,9 +11,10 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use tempfile::{NamedTempFile, TempDir};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
+use tokio::task::JoinHandle;
 
 use super::error::{BundleError, at};
-use crate::tasks::{Pool, PoolError};
+use crate::tasks::{self, Pool, PoolError};
 
 /// So much is read in one go.
 pub(super) const CHUNK_BYTES: usize = 512 << 10;
@@ -39,12 +40,18 @@ enum From {
 /// Bytes that come one after the other.
 pub(super) type Stream = Pin<Box<dyn AsyncRead + Send>>;
 
-/// A file or a pipe that is written.
+/// A file or a pipe that is written. What was written is brought to the disk meanwhile, so that little is left for the end.
 #[derive(Debug)]
 pub(super) struct Outgoing {
     file: Arc<File>,
     pool: Pool,
+    /// So much was written since that was last begun.
+    unsynced_bytes: u64,
+    syncing: Option<JoinHandle<io::Result<()>>>,
 }
+
+/// After so much is begun to bring what was written to the disk.
+pub(super) const SYNC_BYTES: u64 = 64 << 20;
 
 /// A file that gets its name once it is whole. Dropped before, it vanishes.
 #[derive(Debug)]
@@ -60,10 +67,10 @@ pub(super) struct NewFolder {
     target: PathBuf,
 }
 
-/// A thread for files.
+/// Threads for reading, hashing and writing at the same time.
 pub(super) fn pool() -> Result<Pool, BundleError> {
     let failed = |error: PoolError| BundleError::Stream(io::Error::other(error));
-    Pool::new("bundle", 1).map_err(failed)
+    Pool::new("bundle", 3).map_err(failed)
 }
 
 /// What of a path can be stepped through: where it leads, and whether that is a folder.
@@ -224,13 +231,13 @@ fn fill(max: usize, read: impl Fn(&mut [u8]) -> io::Result<usize>) -> io::Result
 impl Outgoing {
     pub(super) fn stdout(pool: &Pool) -> Result<Self, BundleError> {
         let file = io::stdout().as_fd().try_clone_to_owned().map_err(BundleError::Stream)?;
-        Ok(Self { file: Arc::new(file.into()), pool: pool.clone() })
+        Ok(Self::new(file.into(), pool))
     }
 
     /// What is there and no regular file: a device, a pipe.
     pub(super) fn special(path: &Path, pool: &Pool) -> Result<Self, BundleError> {
         let file = File::options().write(true).open(path).map_err(at(path))?;
-        Ok(Self { file: Arc::new(file), pool: pool.clone() })
+        Ok(Self::new(file, pool))
     }
 
     pub(super) fn create(path: &Path, pool: &Pool) -> Result<Self, BundleError> {
@@ -238,19 +245,44 @@ impl Outgoing {
             fs::create_dir_all(parent).map_err(at(parent))?;
         }
         let file = File::create_new(path).map_err(at(path))?;
-        Ok(Self { file: Arc::new(file), pool: pool.clone() })
+        Ok(Self::new(file, pool))
+    }
+
+    fn new(file: File, pool: &Pool) -> Self {
+        Self { file: Arc::new(file), pool: pool.clone(), unsynced_bytes: 0, syncing: None }
     }
 
     pub(super) async fn write(&mut self, bytes: Bytes) -> io::Result<()> {
-        let file = self.file.clone();
-        self.pool.run(move || (&*file).write_all(&bytes)).await
+        let (file, len) = (self.file.clone(), bytes.len() as u64);
+        self.pool.run(move || (&*file).write_all(&bytes)).await?;
+        self.unsynced_bytes += len;
+        if self.unsynced_bytes >= SYNC_BYTES {
+            // A disk that is slower than what is written paces it here.
+            self.synced().await?;
+            let (pool, sync) = (self.pool.clone(), sync(self.file.clone()));
+            self.syncing = Some(tasks::spawn("sync bundle", async move { pool.run(sync).await }));
+            self.unsynced_bytes = 0;
+        }
+        Ok(())
+    }
+
+    /// Waits until what is being brought to the disk is there. An error would not be told a second time.
+    async fn synced(&mut self) -> io::Result<()> {
+        match self.syncing.take() {
+            Some(syncing) => syncing.await.map_err(io::Error::other)?,
+            None => Ok(()),
+        }
     }
 
     /// Has what was written survive a power cut. Pipes have no such thing.
     pub(super) async fn sync(&mut self) -> io::Result<()> {
-        let file = self.file.clone();
-        self.pool.run(move || if file.metadata()?.is_file() { file.sync_all() } else { Ok(()) }).await
+        self.synced().await?;
+        self.pool.run(sync(self.file.clone())).await
     }
+}
+
+fn sync(file: Arc<File>) -> impl FnOnce() -> io::Result<()> + Send {
+    move || if file.metadata()?.is_file() { file.sync_data() } else { Ok(()) }
 }
 
 // === impl NewFile ===
@@ -266,7 +298,7 @@ impl NewFile {
 
     pub(super) fn outgoing(&self, pool: &Pool) -> Result<Outgoing, BundleError> {
         let file = self.staged.as_file().try_clone().map_err(at(&self.target))?;
-        Ok(Outgoing { file: Arc::new(file), pool: pool.clone() })
+        Ok(Outgoing::new(file, pool))
     }
 
     /// Gives it its name, in place of what has it.

@@ -128,7 +128,7 @@ pub async fn import(
             (Reader::archive(stream).await.map_err(BundleError::Stream)?, None)
         }
     };
-    let mut intake = Intake::new(store, registry());
+    let mut intake = Intake::new(store, registry(), pool.clone());
     intake.left_out = partly.then(Vec::new);
     let taken = take(store, &mut intake, &mut reader, survey.as_ref(), options, seen).await;
     let judged = match taken {

@@ -3,14 +3,19 @@
 use std::collections::{BTreeMap, HashMap};
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
+use futures_util::future::{BoxFuture, join3, poll_immediate};
 
 use super::error::BundleError;
+use super::files::SYNC_BYTES;
+use super::hashing::Hashing;
 use super::layout::{self, DOCUMENT_BYTES_MAX, DOCUMENTS};
 use super::reading::Reader;
 use super::tar::{Entry, Kind, follow};
 use super::{Progress, Seen};
 use crate::oci::{Algorithm, Digest, Mismatch, RegistryName, Verified, Verifier};
-use crate::store::{Extent, Store, StoreError};
+use crate::store::{Extent, Partial, Store, StoreError};
+use crate::tasks::Pool;
 
 /// What a bundle consists of.
 #[derive(Debug, Default)]
@@ -37,6 +42,7 @@ pub(super) enum Packing {
 #[derive(Debug)]
 pub(super) struct Intake<'a> {
     store: &'a Store,
+    pool: Pool,
     /// Under this name partials lie while they are written.
     registry: RegistryName,
     pub(super) found: Found,
@@ -45,6 +51,15 @@ pub(super) struct Intake<'a> {
     pub(super) brought_bytes: u64,
     /// What is damaged is left out instead of ending it all; these are in sentences.
     pub(super) left_out: Option<Vec<String>>,
+}
+
+/// A blob on its way to the disk, if it is not there already.
+struct Writing<'a> {
+    partial: Option<&'a Partial>,
+    offset: u64,
+    /// So much was written since it was last begun to bring that to the disk.
+    unsynced_bytes: u64,
+    syncing: Option<BoxFuture<'a, Result<(), StoreError>>>,
 }
 
 /// What is no larger is held in memory while it is hashed.
@@ -140,8 +155,9 @@ impl Found {
 // === impl Intake ===
 
 impl<'a> Intake<'a> {
-    pub(super) fn new(store: &'a Store, registry: RegistryName) -> Self {
-        Self { store, registry, found: Found::default(), brought: Vec::new(), brought_bytes: 0, left_out: None }
+    pub(super) fn new(store: &'a Store, registry: RegistryName, pool: Pool) -> Self {
+        let (found, brought) = (Found::default(), Vec::new());
+        Self { store, pool, registry, found, brought, brought_bytes: 0, left_out: None }
     }
 
     /// Takes in a whole bundle. `survey` is what an earlier look at it found, if there was one.
@@ -203,20 +219,19 @@ impl<'a> Intake<'a> {
         } else {
             Some(self.store.create_partial(&self.registry, digest, Extent::Whole(entry.size_bytes)).await?)
         };
-        let mut verifier = Verifier::new(digest, Some(entry.size_bytes));
-        while let Some(chunk) = reader.chunk().await? {
-            if verifier.size_bytes() == 0 {
-                self.found.packings.insert(digest, Packing::of(&chunk));
-            }
-            let offset = verifier.size_bytes();
-            verifier.update(&chunk);
+        let mut hashing = Hashing::new(digest, entry.size_bytes, &self.pool);
+        let mut writing = Writing { partial: partial.as_ref(), offset: 0, unsynced_bytes: 0, syncing: None };
+        let mut next = reader.chunk().await?;
+        self.found.packings.insert(digest, Packing::of(next.as_deref().unwrap_or_default()));
+        while let Some(chunk) = next {
             progress.done_bytes += chunk.len() as u64;
-            if let Some(partial) = &partial {
-                partial.write_at(offset, vec![chunk]).await?;
-            }
+            let (read, (), written) = join3(reader.chunk(), hashing.update(chunk.clone()), writing.write(chunk)).await;
+            written?;
+            next = read?;
             seen(progress);
         }
-        let verified = verifier.finish().map_err(wrong(entry))?;
+        writing.end().await?;
+        let verified = hashing.finish().map_err(wrong(entry))?;
         if let Some(partial) = partial {
             // From here on it may be there, whatever becomes of the rest.
             self.note_brought(digest, entry.size_bytes);
@@ -245,6 +260,41 @@ impl<'a> Intake<'a> {
     fn note_brought(&mut self, digest: Digest, size_bytes: u64) {
         self.brought.push(digest);
         self.brought_bytes += size_bytes;
+    }
+}
+
+// === impl Writing ===
+
+impl Writing<'_> {
+    async fn write(&mut self, chunk: Bytes) -> Result<(), StoreError> {
+        let Some(partial) = self.partial else { return Ok(()) };
+        let len = chunk.len() as u64;
+        partial.write_at(self.offset, vec![chunk]).await?;
+        self.offset += len;
+        self.unsynced_bytes += len;
+        if self.unsynced_bytes >= SYNC_BYTES {
+            self.synced().await?;
+            let mut syncing = partial.flush().boxed();
+            // It begins now, and nobody waits for it.
+            if let Some(synced) = poll_immediate(&mut syncing).await {
+                synced?;
+            } else {
+                self.syncing = Some(syncing);
+            }
+            self.unsynced_bytes = 0;
+        }
+        Ok(())
+    }
+
+    async fn synced(&mut self) -> Result<(), StoreError> {
+        match self.syncing.take() {
+            Some(syncing) => syncing.await,
+            None => Ok(()),
+        }
+    }
+
+    async fn end(mut self) -> Result<(), StoreError> {
+        self.synced().await
     }
 }
 

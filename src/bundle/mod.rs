@@ -10,6 +10,7 @@ mod docker;
 mod error;
 mod export;
 mod files;
+mod hashing;
 mod import;
 mod intake;
 mod layout;

@@ -135,6 +135,21 @@ impl Partial {
         inner.shared.io.run_counted(write).await
     }
 
+    /// Brings what was written to the disk and notes nothing of it, so that less is left to do for who commits it.
+    pub async fn flush(&self) -> Result<(), StoreError> {
+        let inner = self.inner();
+        let turn = inner.record.syncing.clone().lock_owned().await;
+        let (shared, folder) = (inner.shared.clone(), inner.folder.clone());
+        let (file, record) = (inner.file.clone(), inner.record.clone());
+        let sync = move || {
+            let _turn = turn;
+            let (disk, data) = (&shared.io.disk, folder.join(DATA));
+            record.check_kept(&data)?;
+            disk.sync_data(file.file()?, &data).inspect_err(|_| record.lose(disk, &folder))
+        };
+        inner.shared.io.run_counted(sync).await
+    }
+
     /// Takes the last checkpoint before the partial rests: no note says anything beyond it.
     pub async fn last_checkpoint(&self, checkpoint: &Checkpoint) -> Result<(), StoreError> {
         self.checkpoint(checkpoint).await?;
