@@ -33,6 +33,9 @@ pub struct InvalidFile {
 /// `kubectl apply` keeps the whole object in this annotation once more.
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 
+/// What is filled in later begins like this.
+const PLACEHOLDERS: [&str; 3] = ["$(", "${", "{{"];
+
 /// Objects are not nested deeper than this; what is, is not looked at.
 const DEPTH_MAX: usize = 64;
 
@@ -75,6 +78,11 @@ impl Found {
     }
 
     fn take(&mut self, text: &str, place: &str) {
+        // Whoever deploys it puts something else there.
+        if PLACEHOLDERS.iter().any(|begin| text.contains(begin)) {
+            self.look_alikes.entry(text.to_owned()).or_insert_with(|| place.to_owned());
+            return;
+        }
         match text.parse::<ImageName>() {
             Ok(image) => _ = self.images.insert(image.to_string(), image),
             Err(error) => self.invalid.push(format!("{place}: {text:?} names no image: {error}")),

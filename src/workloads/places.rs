@@ -19,6 +19,12 @@ pub struct InvalidPath;
 /// Names of environment variables with which operators are told what to deploy begin or end like this.
 const IMAGE_VARIABLES: (&str, &str) = ("RELATED_IMAGE_", "_IMAGE");
 
+/// Several in one variable, a line each with what it is for: `3.8.0=quay.io/a/b:1`.
+const IMAGES_VARIABLE: &str = "_IMAGES";
+
+/// Flags that tell a program what to deploy end like this.
+const IMAGE_FLAGS: [&str; 2] = ["image", "config-reloader"];
+
 /// What runtimes put before the name of what runs.
 const RUNTIME_PREFIXES: [&str; 2] = ["docker-pullable://", "docker://"];
 
@@ -34,11 +40,16 @@ fn visit(value: &Value, give: &mut dyn FnMut(String), depth: usize) {
     match value {
         Value::Array(items) => items.iter().for_each(|item| visit(item, give, depth + 1)),
         Value::Object(fields) => {
+            if let Some(image) = split(fields) {
+                give(image);
+            }
             for (name, field) in fields {
                 match name.as_str() {
                     // The same once more, as text and as what went before.
                     "annotations" | "labels" | "managedFields" => {}
+                    "image" if split(fields).is_some() => {}
                     "image" | "imageName" => image(field, give),
+                    "url" => disk(field, give),
                     "imageID" => running(field, give),
                     _ => visit(field, give, depth + 1),
                 }
@@ -80,6 +91,22 @@ fn image(field: &Value, give: &mut dyn FnMut(String)) {
     }
 }
 
+/// An image in three parts beside each other, as operators have them: the repository without its last name, that, and which.
+fn split(fields: &Map<String, Value>) -> Option<String> {
+    let part = |name: &str| fields.get(name).and_then(Value::as_str).filter(|text| !text.is_empty());
+    let (repository, name) = (part("repository")?, part("image")?);
+    let which = part("version").or_else(|| part("tag"))?;
+    let separator = if which.starts_with("sha256:") { '@' } else { ':' };
+    Some(format!("{}/{name}{separator}{which}", repository.trim_end_matches('/')))
+}
+
+/// Where the disk of a virtual machine comes from, if that is an image.
+fn disk(field: &Value, give: &mut dyn FnMut(String)) {
+    if let Some(name) = field.as_str().and_then(|url| url.strip_prefix("docker://")) {
+        give(name.to_owned());
+    }
+}
+
 /// What a container's status says that it runs. An identifier without a repository can't be asked for.
 fn running(field: &Value, give: &mut dyn FnMut(String)) {
     let Some(text) = field.as_str() else { return };
@@ -99,7 +126,10 @@ fn variable(fields: &Map<String, Value>, give: &mut dyn FnMut(String)) {
     let text = |name: &str| fields.get(name).and_then(Value::as_str);
     if let (Some(name), Some(value)) = (text("name"), text("value")) {
         let (begins, ends) = IMAGE_VARIABLES;
-        if (name.starts_with(begins) || name.ends_with(ends)) && is_named(value) {
+        if name.ends_with(IMAGES_VARIABLE) {
+            let images = value.split_whitespace().map(|pair| pair.split_once('=').map_or(pair, |(_, image)| image));
+            images.filter(|image| is_named(image)).for_each(|image| give(image.to_owned()));
+        } else if (name.starts_with(begins) || name.ends_with(ends)) && is_named(value) {
             give(value.trim().to_owned());
         }
     }
@@ -111,7 +141,7 @@ fn argument(fields: &Map<String, Value>, give: &mut dyn FnMut(String)) {
         let Some(Value::Array(items)) = fields.get(list) else { continue };
         for item in items.iter().filter_map(Value::as_str) {
             let Some((flag, value)) = item.split_once('=') else { continue };
-            if flag.starts_with("--") && flag.ends_with("image") && is_named(value) {
+            if flag.starts_with("--") && IMAGE_FLAGS.iter().any(|end| flag.ends_with(end)) && is_named(value) {
                 give(value.to_owned());
             }
         }

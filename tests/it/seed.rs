@@ -228,6 +228,25 @@ async fn lists_and_manifests_name_what_is_seeded() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn thirty_manifests_yield_their_images_and_name_what_only_looks_like_one() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/kubernetes");
+    let program = Program::new(&Registry::start().await, "64MiB");
+    // From here on there is a store to look into.
+    assert!(!program.run("import", &["absent.tar"]).status.success());
+    let found = program.run("have", &["--json", "--from-manifests", folder.to_str().unwrap()]);
+    assert_eq!(found.status.code(), Some(1), "{}", text(&found));
+    let images = json_of(&found);
+    let images = images.as_array().unwrap().iter().map(|image| image["image"].as_str().unwrap());
+    let mut images: Vec<&str> = images.collect();
+    images.sort_unstable();
+    assert_eq!(images, include_str!("kubernetes.images").lines().collect::<Vec<_>>());
+    let told = String::from_utf8_lossy(&found.stderr).into_owned();
+    let mut looks: Vec<&str> = told.lines().filter_map(|line| line.strip_prefix("  ")?.split("  in ").next()).collect();
+    looks.sort_unstable();
+    assert_eq!(looks, include_str!("kubernetes.look-alikes").lines().collect::<Vec<_>>(), "{told}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_run_goes_on_in_the_server_when_nobody_watches_and_can_be_watched_again() {
     let world = World::new().await;
     let program = Program::new(&world.registry, "64MiB");
