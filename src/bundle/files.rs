@@ -37,6 +37,9 @@ enum From {
     Stream(Stream),
 }
 
+/// A file that several read.
+pub(super) type SharedFile = Arc<File>;
+
 /// Bytes that come one after the other.
 pub(super) type Stream = Pin<Box<dyn AsyncRead + Send>>;
 
@@ -199,6 +202,14 @@ impl Incoming {
                 stream.read_buf(&mut buffer).await?;
                 Ok(buffer.freeze())
             }
+        }
+    }
+
+    /// The file that is read, where it is one.
+    pub(super) fn file(&self) -> Option<SharedFile> {
+        match &self.0 {
+            From::File { file, .. } => Some(file.clone()),
+            From::Pipe { .. } | From::Stream(_) => None,
         }
     }
 

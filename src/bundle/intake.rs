@@ -1,20 +1,21 @@
 //! Intake: the files of a bundle on their way into the store, each hashed as it passes, with what they are called noted.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, join3, poll_immediate};
 
 use super::error::BundleError;
-use super::files::SYNC_BYTES;
+use super::files::{CHUNK_BYTES, SYNC_BYTES};
 use super::hashing::Hashing;
 use super::layout::{self, DOCUMENT_BYTES_MAX, DOCUMENTS};
 use super::reading::Reader;
 use super::tar::{Entry, Kind, follow};
 use super::{Progress, Seen};
 use crate::oci::{Algorithm, Digest, Mismatch, RegistryName, Verified, Verifier};
-use crate::store::{Extent, Partial, Store, StoreError};
+use crate::store::{Extent, OpenFile, Partial, Store, StoreError};
 use crate::tasks::Pool;
 
 /// What a bundle consists of.
@@ -51,6 +52,14 @@ pub(super) struct Intake<'a> {
     pub(super) brought_bytes: u64,
     /// What is damaged is left out instead of ending it all; these are in sentences.
     pub(super) left_out: Option<Vec<String>>,
+}
+
+/// What a blob consists of. What shares its blocks with a file that somebody may write to is read as it is here.
+struct Chunks<'a> {
+    reader: &'a mut Reader,
+    shared: Option<Arc<OpenFile>>,
+    offset: u64,
+    size_bytes: u64,
 }
 
 /// A blob on its way to the disk, if it is not there already.
@@ -219,13 +228,21 @@ impl<'a> Intake<'a> {
         } else {
             Some(self.store.create_partial(&self.registry, digest, Extent::Whole(entry.size_bytes)).await?)
         };
+        let mut shared = None;
+        if let (Some(partial), Some(file)) = (&partial, reader.file())
+            && partial.share_blocks_of(file).await?
+        {
+            shared = Some(partial.file());
+        }
+        let written = partial.as_ref().filter(|_| shared.is_none());
         let mut hashing = Hashing::new(digest, entry.size_bytes, &self.pool);
-        let mut writing = Writing { partial: partial.as_ref(), offset: 0, unsynced_bytes: 0, syncing: None };
-        let mut next = reader.chunk().await?;
+        let mut writing = Writing { partial: written, offset: 0, unsynced_bytes: 0, syncing: None };
+        let mut chunks = Chunks { reader, shared, offset: 0, size_bytes: entry.size_bytes };
+        let mut next = chunks.next().await?;
         self.found.packings.insert(digest, Packing::of(next.as_deref().unwrap_or_default()));
         while let Some(chunk) = next {
             progress.done_bytes += chunk.len() as u64;
-            let (read, (), written) = join3(reader.chunk(), hashing.update(chunk.clone()), writing.write(chunk)).await;
+            let (read, (), written) = join3(chunks.next(), hashing.update(chunk.clone()), writing.write(chunk)).await;
             written?;
             next = read?;
             seen(progress);
@@ -260,6 +277,21 @@ impl<'a> Intake<'a> {
     fn note_brought(&mut self, digest: Digest, size_bytes: u64) {
         self.brought.push(digest);
         self.brought_bytes += size_bytes;
+    }
+}
+
+// === impl Chunks ===
+
+impl Chunks<'_> {
+    async fn next(&mut self) -> Result<Option<Bytes>, BundleError> {
+        let Some(shared) = &self.shared else { return self.reader.chunk().await };
+        let left = usize::try_from(self.size_bytes - self.offset).unwrap_or(usize::MAX);
+        if left == 0 {
+            return Ok(None);
+        }
+        let chunk = shared.read_at(self.offset, left.min(CHUNK_BYTES)).await.map_err(BundleError::Stream)?;
+        self.offset += chunk.len() as u64;
+        Ok(Some(chunk))
     }
 }
 

@@ -11,7 +11,7 @@ use tokio::io::AsyncReadExt as _;
 use tokio_util::io::StreamReader;
 
 use super::error::{BundleError, at};
-use super::files::{self, CHUNK_BYTES, Incoming, Stream};
+use super::files::{self, CHUNK_BYTES, Incoming, SharedFile, Stream};
 use super::layout::{DOCKER, INDEX};
 use super::tar::{BLOCK, Entry, Headers, InvalidTar, Kind, Step, padding};
 use crate::tasks::Pool;
@@ -170,6 +170,14 @@ impl Reader {
             }
         }
         Ok(entry)
+    }
+
+    /// The file itself, where it lies in a folder.
+    pub(super) fn file(&self) -> Option<SharedFile> {
+        match &self.from {
+            From::Files { open: Some(incoming), .. } => incoming.file(),
+            From::Files { open: None, .. } | From::Plain(_) | From::Packed(_) => None,
+        }
     }
 
     /// The next bytes of the file; `None` at its end.

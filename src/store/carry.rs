@@ -1,13 +1,18 @@
 //! What carrying images in and out of a store needs of it: reading blobs once, whether there is room, what came in vain.
 
 use std::fs::File;
+use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use rustix::fs::ioctl_ficlone;
 
 use super::blob::Blob;
 use super::count::{charge, record_charge};
 use super::error::{NoRoom, StoreError};
+use super::fs::Disk;
+use super::partial::{DATA, Partial};
+use super::seam::Op;
 use super::{Removed, Store};
 use crate::oci::Digest;
 
@@ -78,6 +83,50 @@ impl Store {
     pub async fn remove_unlisted(&self, digests: Vec<Digest>) -> Removed {
         let listed = self.shared.listed_anywhere().await;
         self.shared.remove_blobs(digests.into_iter().filter(|digest| !listed.contains(digest)).collect()).await
+    }
+}
+
+// === impl Partial ===
+
+impl Partial {
+    /// Takes over the content of a file, which from then on shares its blocks, where the file system can do that (a reflink).
+    /// `false`: it can't, or the file is not just as long, and nothing is written.
+    pub async fn share_blocks_of(&self, source: Arc<File>) -> Result<bool, StoreError> {
+        let inner = self.inner();
+        let Some(size_bytes) = inner.size_bytes else { return Ok(false) };
+        let data = inner.folder.join(DATA);
+        let writing = inner.shared.io.turn_patiently(&data, inner.writing.clone()).await?;
+        let (shared, file, path) = (inner.shared.clone(), inner.file.clone(), data.clone());
+        let share = move || {
+            let _writing = writing;
+            shared.io.disk.share_blocks(&source, file.file()?, &path, size_bytes)
+        };
+        let shares = inner.shared.io.run_patiently(&data, share).await?;
+        if shares {
+            inner.make_room(size_bytes, size_bytes).await?;
+            inner.room.lock().reservation.wrote(size_bytes);
+        }
+        Ok(shares)
+    }
+}
+
+// === impl Disk ===
+
+impl Disk {
+    /// Has `file` share the blocks of `source`, if that is possible and leaves it `size_bytes` long.
+    fn share_blocks(&self, source: &File, file: &File, path: &Path, size_bytes: u64) -> Result<bool, StoreError> {
+        self.run(Op::Write, path, || {
+            // Whatever is in the way, such as another file system: then it's copied.
+            if ioctl_ficlone(file, source).is_err() {
+                return Ok(false);
+            }
+            if file.metadata()?.len() == size_bytes {
+                return Ok(true);
+            }
+            file.set_len(0)?;
+            file.set_len(size_bytes)?;
+            Ok(false)
+        })
     }
 }
 

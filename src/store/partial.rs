@@ -43,7 +43,7 @@ pub(super) struct Inner {
     pub(super) registry: RegistryName,
     pub(super) digest: Digest,
     /// The blob's size, where it is known.
-    size_bytes: Option<u64>,
+    pub(super) size_bytes: Option<u64>,
     pub(super) folder: PathBuf,
     pub(super) file: Arc<OpenFile>,
     pub(super) room: Mutex<Room>,
@@ -55,7 +55,7 @@ pub(super) struct Inner {
 /// What a partial may take, and has taken.
 #[derive(Debug)]
 pub(super) struct Room {
-    reservation: Reservation,
+    pub(super) reservation: Reservation,
     extent: Extent,
     /// How many bytes of the file take blocks on disk, wanted or not.
     on_disk_bytes: u64,
@@ -294,7 +294,7 @@ impl Drop for Partial {
 impl Inner {
     /// Makes sure that `len` more bytes, the last of which ends at `end`, are reserved, and counts them. Where the size is
     /// known, or a whole step can't be had, no more than is needed.
-    async fn make_room(&self, len: u64, end: u64) -> Result<(), StoreError> {
+    pub(super) async fn make_room(&self, len: u64, end: u64) -> Result<(), StoreError> {
         let (needed, step) = self.room.lock().count(len, end);
         if needed == 0 {
             return Ok(());

@@ -13,7 +13,7 @@ use crate::http;
 use crate::image::{By, Image, sha256_of_file, text};
 use crate::mirror::Mirror;
 use crate::podman::Podman;
-use crate::process::run;
+use crate::process::{run, tool};
 use crate::skopeo::{self, skopeo};
 use crate::upstream::Upstream;
 
@@ -273,5 +273,56 @@ fn what_containerd_exports_is_imported() {
         let source = skopeo::source(&mirror, image, By::Tag);
         assert_eq!(run(skopeo().args(["inspect", "--raw", "--tls-verify=false", &source])), image.raw);
         pulled(&mirror, &full_name(image));
+    }
+}
+
+#[test]
+fn what_lies_on_a_file_system_with_reflinks_is_taken_over_without_a_second_copy() {
+    let (folder, image) = scratch("disk");
+    fs::File::create(&image).expect("a file can be made").set_len(1 << 30).expect("a file can be sparse");
+    run(tool("mkfs.xfs").args(["-q", "-m", "reflink=1"]).arg(&image));
+    let disk = LoopMount::of(&image, folder.path().join("mounted"));
+    let storage = disk.0.join("registry");
+    run(tool("cp").arg("-r").arg(&*FIXTURE.storage).arg(&storage));
+    run(&mut tool("sync"));
+    let before = disk.used_bytes();
+
+    let upstream = Upstream::start(&FIXTURE.storage);
+    let mut mirror = Mirror::start_on(&upstream, &disk.0.join("data"), "1MiB");
+    mirror.kill();
+    run(mirror.command("import").arg(&storage).args(["--from", "distribution", "--as", "docker.io"]));
+    run(&mut tool("sync"));
+    let more = disk.used_bytes() - before;
+    let all = FIXTURE.big.blob_bytes();
+    assert!(more < all / 4, "{more} bytes more are in use for an image of {all}");
+    assert!(String::from_utf8_lossy(&run(&mut mirror.command("verify"))).contains("0 are wrong"));
+    // The registry goes on writing its files, which are still its own.
+    fs::remove_dir_all(&storage).expect("the registry's folder can be removed");
+    assert!(String::from_utf8_lossy(&run(&mut mirror.command("verify"))).contains("0 are wrong"));
+}
+
+/// A file system in a file, mounted while this lives.
+struct LoopMount(PathBuf);
+
+impl LoopMount {
+    fn of(image: &Path, at: PathBuf) -> Self {
+        fs::create_dir(&at).expect("a folder can be made");
+        run(tool("mount").args(["-o", "loop"]).arg(image).arg(&at));
+        Self(at)
+    }
+
+    fn used_bytes(&self) -> u64 {
+        let used = run(tool("df").args(["--output=used", "-B1"]).arg(&self.0));
+        String::from_utf8_lossy(&used)
+            .lines()
+            .nth(1)
+            .and_then(|line| line.trim().parse().ok())
+            .expect("df prints a number")
+    }
+}
+
+impl Drop for LoopMount {
+    fn drop(&mut self) {
+        tool("umount").arg("--lazy").arg(&self.0).status().ok();
     }
 }
