@@ -32,8 +32,11 @@ pub(super) struct Rm {
     #[command(flatten)]
     store: StoreArgs,
     /// Images, such as nginx:1.27 or quay.io/a/b@sha256:…
-    #[arg(required = true)]
+    #[arg(required_unless_present = "unused")]
     images: Vec<ImageName>,
+    /// Remove also all blobs that no image uses, such as those of an import that was interrupted
+    #[arg(long)]
+    unused: bool,
 }
 
 /// How many images a server is asked for at a time.
@@ -148,6 +151,16 @@ pub(super) fn remove(args: &Rm) -> ExitCode {
                 }
                 Err(_) => code = ExitCode::from(EXIT_FAILURE),
             }
+        }
+        if args.unused {
+            let removed = match place {
+                Place::Stopped(store, _) => store.remove_unused().await,
+                Place::Running(server) => match server.send(Method::DELETE, "/layers", None::<&()>).await {
+                    Ok(removed) => removed,
+                    Err(error) => return refused(&error),
+                },
+            };
+            println!("removed what no image uses: {} freed, {} blobs", size(removed.freed_bytes), removed.blobs);
         }
         code
     })

@@ -79,6 +79,13 @@ impl Store {
         Ok(())
     }
 
+    /// Removes all blobs that no image leads to: what interrupted imports brought, or images whose records are gone. An import
+    /// that is under way loses what it has brought, and says so.
+    pub async fn remove_unused(&self) -> Removed {
+        let held = self.shared.ledger.read().sizes();
+        self.remove_unlisted(held.into_iter().map(|(digest, _)| digest).collect()).await
+    }
+
     /// Removes those of these blobs that no image leads to.
     pub async fn remove_unlisted(&self, digests: Vec<Digest>) -> Removed {
         let listed = self.shared.listed_anywhere().await;

@@ -259,8 +259,13 @@ async fn an_import_that_is_killed_is_run_again() {
         assert!(!succeeds(&site.run("images", &[])).contains("docker.io"));
         assert!(succeeds(&site.run("verify", &[])).contains("0 are wrong"));
     }
+    // What it brought is kept for the next attempt, or can be thrown away.
+    let unused = succeeds(&site.run("rm", &["--unused"]));
+    assert!(unused.contains("removed what no image uses") && !unused.contains("0 blobs"), "{unused}");
+    assert!(succeeds(&site.run("verify", &[])).starts_with("0 blobs are right"));
     succeeds(&site.run("import", &[&bundle.display().to_string()]));
     let serving = site.serve().await;
+    assert!(succeeds(&site.run("rm", &["--unused"])).contains("0 B freed, 0 blobs"));
     world.pull(&serving).await;
 }
 

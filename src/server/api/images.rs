@@ -44,6 +44,16 @@ pub(super) async fn remove(
     page::ok(&removed)
 }
 
+pub(super) async fn remove_unused(
+    Extension(operator): Extension<Operator>,
+    State(api): State<Api>,
+) -> Result<Response, ApiError> {
+    let removed = api.parts()?.store.remove_unused().await;
+    let after = format!("{} blobs, {} bytes freed", removed.blobs, removed.freed_bytes);
+    audit::changed("unused blobs removed", &operator.actor, "store", &"held", &after);
+    page::ok(&removed)
+}
+
 fn refusal(error: &RemoveError) -> ApiError {
     match error {
         RemoveError::Absent(_) => ApiError::not_found(error.to_string()),

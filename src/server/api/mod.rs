@@ -136,7 +136,7 @@ impl Api {
             .route("/requests", get(requests::list))
             .route("/history", get(history::show))
             .route("/images", get(images::list).delete(images::remove))
-            .route("/layers", get(images::layers))
+            .route("/layers", get(images::layers).delete(images::remove_unused))
             .route("/imports", post(imports::take))
             .route("/imports/room", post(imports::room).layer(DefaultBodyLimit::max(imports::ROOM_BYTES_MAX)))
             .route("/pins", get(pins::list))
