@@ -272,7 +272,7 @@ impl View {
     }
 
     /// Which images, by their digests, use each blob.
-    fn users(&self) -> HashMap<Digest, HashSet<Digest>> {
+    pub(super) fn users(&self) -> HashMap<Digest, HashSet<Digest>> {
         let mut users: HashMap<Digest, HashSet<Digest>> = HashMap::new();
         for root in self.images.iter().map(|(_, digest)| *digest).collect::<HashSet<_>>() {
             for digest in self.reach([root]) {

@@ -98,6 +98,47 @@ try {
   await page.waitForFunction(() => document.querySelector("#chart-ratio path") !== null);
   assert.match(await page.locator("#upstreams").innerText(), /docker\.io\s+well/);
 
+  // The image browser, by keyboard: down to the layers, pinned, not evicted while it is, unpinned, evicted.
+  await page.getByRole("link", { name: "Images" }).focus();
+  await page.keyboard.press("Enter");
+  for (const [title, below] of [["docker.io", "library/app"], ["library/app", "v1"], ["v1", digest(layer).slice(0, 19)]]) {
+    const summary = page.locator("#images summary", { has: page.getByText(title, { exact: true }) }).first();
+    await summary.focus();
+    await page.keyboard.press("Enter");
+    await page.locator("#images").getByText(below).first().waitFor();
+  }
+  assert.match(await page.locator("#images table").innerText(), /layer[\s\S]*8\.0 MiB\s+held/);
+  await page.screenshot({ path: join(screenshots, "images.png"), fullPage: true });
+  const image = "docker.io/library/app:v1";
+  await page.getByRole("button", { name: "Pin " + image }).click();
+  await page.getByLabel("Name of the pin").fill("release");
+  await page.keyboard.press("Enter");
+  await page.locator("#pins").getByText("release").waitFor();
+  await page.locator("#images").getByText("pinned by release").waitFor();
+  const evict = async () => {
+    await page.getByRole("button", { name: "Evict " + image }).click();
+    await page.getByRole("dialog").getByRole("button", { name: "Evict" }).click();
+  };
+  await evict();
+  await page.getByText("is kept by the pin release").waitFor();
+  assert.equal(complaints.pop(), "Failed to load resource: the server responded with a status of 409 (Conflict)");
+  await page.getByRole("button", { name: "Unpin " + image }).click();
+  await page.getByRole("dialog").getByRole("button", { name: "Cancel" }).click();
+  await page.locator("#images").getByText("pinned by release").waitFor();
+  await page.getByRole("button", { name: "Unpin " + image }).click();
+  await page.getByRole("dialog").getByRole("button", { name: "Unpin" }).click();
+  await page.locator("#images").getByText("pinned by release").waitFor({ state: "detached" });
+  await evict();
+  await page.getByText("None yet: pull one.").waitFor();
+
+  // What is fetched ahead is seen to be fetched.
+  const begun = await fetch(addresses.admin + "/api/v1/seeds", { method: "POST", body: JSON.stringify({ images: [{ image: "app:v1" }], no_referrers: true }) });
+  assert.equal(begun.status, 200);
+  await page.getByRole("link", { name: "Jobs" }).click();
+  await page.getByText("1 of 1 images held").waitFor();
+  await page.getByRole("button", { name: "Verify all that is held" }).click();
+  await page.getByText(/[34] blobs are right, none is wrong/).waitFor();
+
   // By keyboard to the requests.
   await page.getByRole("link", { name: "Requests" }).focus();
   await page.keyboard.press("Enter");
@@ -115,10 +156,12 @@ try {
 
   // A phone: nothing is wider than the screen.
   await page.setViewportSize({ width: 390, height: 844 });
-  await page.goto(addresses.admin + "/#overview");
-  await page.getByText(/^ready/).waitFor();
-  const wider = await page.evaluate(() => document.documentElement.scrollWidth - innerWidth);
-  assert(wider <= 0, `${wider} px are beyond the screen`);
+  for (const name of ["Images", "Requests", "Jobs", "Clients", "Overview"]) {
+    await page.getByRole("link", { name }).click();
+    await page.locator(`[data-page="${name.toLowerCase()}"]:visible`).waitFor();
+    const wider = await page.evaluate(() => document.documentElement.scrollWidth - innerWidth);
+    assert(wider <= 0, `${name}: ${wider} px are beyond the screen`);
+  }
   await page.screenshot({ path: join(screenshots, "phone.png"), fullPage: true });
 
   // Contrast of all text that is shown, as WCAG AA wants it, in both schemes; and a label for all that is operated.

@@ -114,6 +114,7 @@ async fn every_answer_is_what_the_description_says() {
     for (path, asked) in [
         ("/have", "/have?image=app:v1&platforms=linux/amd64"),
         ("/have", "/have?image=none:v1&referrers=false"),
+        ("/images/parts", "/images/parts?image=app:v1"),
         ("/seeds", "/seeds"),
         ("/seeds/{number}", "/seeds/1"),
     ] {

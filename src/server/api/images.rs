@@ -25,6 +25,13 @@ pub(super) async fn list(State(api): State<Api>, RawQuery(query): RawQuery) -> R
     page::ok(&Page { items, next })
 }
 
+pub(super) async fn parts(State(api): State<Api>, RawQuery(query): RawQuery) -> Result<Response, ApiError> {
+    let query = Query::read(query.as_deref(), &["image"])?;
+    let held = api.parts()?;
+    let parts = held.store.parts_of(&query.image(held.mirror.names())?).await;
+    page::ok(&Page::whole(parts.map_err(|error| ApiError::internal(error.to_string()))?))
+}
+
 pub(super) async fn layers(State(api): State<Api>, RawQuery(query): RawQuery) -> Result<Response, ApiError> {
     let limit = Query::read(query.as_deref(), &["limit"])?.limit()?;
     page::ok(&Page::whole(api.parts()?.store.largest_layers(limit).await))

@@ -136,6 +136,7 @@ impl Api {
             .route("/requests", get(requests::list))
             .route("/history", get(history::show))
             .route("/images", get(images::list).delete(images::remove))
+            .route("/images/parts", get(images::parts))
             .route("/layers", get(images::layers).delete(images::remove_unused))
             .route("/imports", post(imports::take))
             .route("/imports/room", post(imports::room).layer(DefaultBodyLimit::max(imports::ROOM_BYTES_MAX)))

@@ -62,6 +62,19 @@ async fn pinned_images_stay_with_all_that_belongs_to_them_also_after_a_restart()
     assert!(rig.open().await.pins().is_empty());
 }
 
+#[tokio::test]
+async fn an_image_is_shown_part_by_part() {
+    let rig = Rig::new(1_100_000);
+    let store = rig.open().await;
+    let (layer, absent) = (put(&store, "layer", THIRD).await, Digest::sha256(b"absent"));
+    let manifest = put_image(&store, "a/b:v1", &[layer, absent]).await;
+    put_image(&store, "a/c:v1", &[layer]).await;
+    let parts = store.parts_of(&image("docker.io/a/b:v1")).await.unwrap();
+    let parts: Vec<_> = parts.iter().map(|part| (part.digest, part.held, part.images)).collect();
+    assert_eq!(parts, [(manifest, true, 1), (layer, true, 2), (absent, false, 1)]);
+    assert_eq!(store.parts_of(&image("docker.io/a/b:v2")).await.unwrap(), []);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_many_add_to_one_pin_at_once_is_all_in_it() {
     let rig = Rig::new(1_100_000);
