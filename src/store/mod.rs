@@ -8,7 +8,7 @@
 //! catalog; the index. The last two are held for look-ups only, never across I/O or an await. Work under a digest's or a
 //! repository's lock runs as one job on the I/O threads, and takes the lock with it.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -71,7 +71,7 @@ use catalog::Catalog;
 use fs::Disk;
 use io::{Io, Stripes};
 use layout::Layout;
-use ledger::Ledger;
+use ledger::{Charge, Ledger};
 use lock::Lock;
 use pins::Pins;
 use records::RecordCaches;
@@ -211,7 +211,7 @@ struct Shared {
     /// The folders of partials that are in use, at rest or being removed.
     partials: Mutex<HashSet<PathBuf>>,
     /// Those of them that the disk would not let go of.
-    unremoved: Mutex<Vec<PathBuf>>,
+    unremoved: Mutex<HashMap<PathBuf, Option<Charge>>>,
     resting: Resting,
     staged: AtomicU64,
     lock: Mutex<Option<Lock>>,

@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use super::blob::OpenFile;
 use super::count::{charge, sparse_charge};
 use super::error::{NoRoom, StoreError};
-use super::ledger::{Reservation, now};
+use super::ledger::{Charge, Reservation, now};
 use super::publish::{MODE_BLOB, Staged, publish};
 use super::record::{RECORDS, Record};
 use super::resting::{Entry, Key};
@@ -270,9 +270,14 @@ impl Drop for Partial {
         let Some(inner) = self.inner.take() else { return };
         let (io, record) = (inner.shared.io.clone(), inner.record.clone());
         let remove = move || {
-            inner.shared.remove_partial(&inner.folder);
-            // If this was the last reader, the file closes here, and the room is free when it has.
-            inner.file.keep_until_closed(inner.room.into_inner().reservation);
+            let (shared, folder) = (inner.shared.clone(), inner.folder.clone());
+            if shared.remove_partial(&folder) {
+                // If this was the last reader, the file closes here, and the room is free when it has.
+                inner.file.keep_until_closed(inner.room.into_inner().reservation);
+            } else {
+                let (on_disk_bytes, reservation) = inner.room.into_inner().into_parts();
+                shared.count_unremoved(&folder, reservation.into_charge_of(sparse_charge(on_disk_bytes)));
+            }
         };
         // A checkpoint that is under way would leave a file behind.
         match (record.try_turn(), tokio::runtime::Handle::try_current()) {
@@ -363,19 +368,29 @@ impl Shared {
         Ok(OpenFile::new(file, data, self.io.clone()))
     }
 
-    /// Removes what is left of a partial; only then may its folder be used again.
-    pub(super) fn remove_partial(&self, folder: &Path) {
+    /// Removes what is left of a partial; only then may its folder be used again. `false`: it could not be done, and the next
+    /// sweep tries again.
+    pub(super) fn remove_partial(&self, folder: &Path) -> bool {
         let disk = &self.io.disk;
         // The checkpoints go first: without them nothing else is believed.
         let files = RECORDS.into_iter().chain([DATA]).map(|name| disk.remove(&folder.join(name)).map(drop));
         let removed = files.collect::<Result<(), _>>().and_then(|()| disk.remove_folder(folder));
         match removed {
             Ok(_) => drop(self.partials.lock().remove(folder)),
-            // It stays claimed, so that a successor gets a folder of its own; the next sweep tries again.
+            // It stays claimed, so that a successor gets a folder of its own.
             Err(error) => {
                 tracing::warn!(%error, "could not remove a partial");
-                self.unremoved.lock().push(folder.to_owned());
+                self.unremoved.lock().insert(folder.to_owned(), None);
+                return false;
             }
+        }
+        true
+    }
+
+    /// What could not be removed goes on counting (law 8).
+    pub(super) fn count_unremoved(&self, folder: &Path, charge: Charge) {
+        if let Some(counted) = self.unremoved.lock().get_mut(folder) {
+            *counted = Some(charge);
         }
     }
 }

@@ -102,7 +102,7 @@ impl Partial {
         let older = shared.resting.0.lock().insert((registry, digest), entry);
         if let Some(older) = older {
             let io = shared.io.clone();
-            io.run_deferred(move || shared.discard(older));
+            io.run_deferred(move || _ = shared.discard(older));
         }
     }
 }
@@ -129,29 +129,33 @@ impl Shared {
         Ok((file, checkpoint))
     }
 
-    /// Removes a resting partial that was taken out of the table. Its bytes count until its last reader has closed it.
-    fn discard(&self, entry: Entry) {
-        self.remove_partial(&entry.folder);
-        if let Some(file) = entry.file.upgrade() {
-            file.keep_until_closed(entry.charge.into_reservation());
+    /// Removes a resting partial that was taken out of the table. Returns how many bytes count no longer: those that are being
+    /// read, or that the disk does not let go of, do.
+    fn discard(&self, entry: Entry) -> u64 {
+        let bytes = entry.charge.bytes();
+        let removed = self.remove_partial(&entry.folder);
+        match (entry.file.upgrade(), removed) {
+            (Some(file), _) => file.keep_until_closed(entry.charge.into_reservation()),
+            (None, false) => self.count_unremoved(&entry.folder, entry.charge),
+            (None, true) => return bytes,
         }
+        0
     }
 
     /// Drops resting partials, those first that were left longest ago, until `enough` bytes are free. Returns how many are:
     /// interrupted downloads make room for verified blobs.
     pub(super) async fn drop_resting(self: &Arc<Self>, enough: u64) -> u64 {
+        let mut oldest: Vec<(u64, Key)> =
+            self.resting.0.lock().iter().map(|(key, entry)| (entry.touched, key.clone())).collect();
+        oldest.sort_unstable_by_key(|(touched, _)| *touched);
         let mut freed = 0;
-        while freed < enough {
-            let oldest = {
-                let mut resting = self.resting.0.lock();
-                let oldest = resting.iter().min_by_key(|(_, entry)| entry.touched).map(|(key, _)| key.clone());
-                oldest.and_then(|key| resting.remove(&key))
-            };
-            let Some(entry) = oldest else { break };
-            // What is being read goes on counting.
-            freed += if entry.file.strong_count() == 0 { entry.charge.bytes() } else { 0 };
+        for (_, key) in oldest {
+            if freed >= enough {
+                break;
+            }
+            let Some(entry) = self.resting.0.lock().remove(&key) else { continue };
             let shared = self.clone();
-            self.io.writing.run(move || shared.discard(entry)).await;
+            freed += self.io.writing.run(move || shared.discard(entry)).await;
         }
         freed
     }

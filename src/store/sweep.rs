@@ -59,7 +59,16 @@ impl Shared {
         let leftovers = std::mem::take(&mut *self.unremoved.lock());
         if !leftovers.is_empty() {
             let shared = self.clone();
-            self.io.writing.run(move || leftovers.iter().for_each(|folder| shared.remove_partial(folder))).await;
+            let remove = move || {
+                for (folder, counted) in leftovers {
+                    if !shared.remove_partial(&folder)
+                        && let Some(charge) = counted
+                    {
+                        shared.count_unremoved(&folder, charge);
+                    }
+                }
+            };
+            self.io.writing.run(remove).await;
         }
     }
 

@@ -4,13 +4,18 @@
 //! `FUZZ_SECONDS` is how long each target runs (5 by default), `FUZZ_SEED` repeats a run.
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "in tests a panic is the report")]
 
+use std::io::Cursor;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use cachalot::bundle::{self, Source, import};
+use cachalot::metrics::Metrics;
 use cachalot::oci::manifest::Manifest;
 use cachalot::oci::{range, route};
 use cachalot::server::auth;
+use cachalot::store::{Budget, FileSystemFacts, Options, Store};
 use cachalot::upstream::foreign;
 use cachalot::{config, oci};
 use rand::rngs::StdRng;
@@ -239,4 +244,48 @@ fn configurations() {
             false
         }
     });
+}
+
+/// Makes the headers of a tar archive right again, or nothing behind the first change would ever be read.
+fn mend_checksums(archive: &mut [u8]) {
+    for header in archive.as_chunks_mut::<512>().0 {
+        if &header[257..262] == b"ustar" {
+            header[148..156].fill(b' ');
+            let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
+            header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+        }
+    }
+}
+
+#[test]
+fn bundles() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = Options {
+        path: folder.path().to_owned(),
+        budget: Arc::new(|_: &FileSystemFacts| Budget {
+            capacity_bytes: 64 << 20,
+            min_free_bytes: 0,
+            min_free_inodes: 0,
+        }),
+        lock_wait: Duration::ZERO,
+        shrink_grace: Options::SHRINK_GRACE,
+        offline: false,
+        io_threads: 2,
+        faults: None,
+    };
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let store = runtime.block_on(Store::open(options, Arc::new(Metrics::new()))).unwrap();
+    fuzz("bundle", |input| {
+        let mut archive = input.to_vec();
+        mend_checksums(&mut archive);
+        let source = Source::Stream(Box::pin(Cursor::new(archive)));
+        let imported = runtime.block_on(import(&store, source, &bundle::Options::default(), &|_| {}));
+        let Ok(imported) = imported else { return false };
+        for image in &imported.images {
+            let holding = runtime.block_on(store.holding(&image.image, &image.platforms, true)).unwrap();
+            assert_eq!(holding.missing, [], "{image:?} is imported, and not all of it is held");
+        }
+        true
+    });
+    runtime.block_on(store.close());
 }

@@ -63,6 +63,10 @@ async fn the_free_space_floor_holds_whatever_the_capacity() {
     let store = rig.open().await;
     let refusal = store.reserve(1).await.unwrap_err();
     assert!(matches!(refusal, NoRoom::Disk { what: "bytes", .. }), "{refusal}");
+    let trouble = store.trouble().unwrap();
+    assert!(trouble.contains("must stay free (storage.min_free)"), "{trouble}");
+    store.probe().await;
+    assert!(store.trouble().is_some(), "it is so still");
     assert_at_rest(&store).await;
     store.close().await;
     (rig.budget.min_free_bytes, rig.budget.min_free_inodes) = (0, 1 << 60);

@@ -257,3 +257,33 @@ async fn a_sync_that_failed_is_never_forgotten() {
         assert_at_rest(&store).await;
     }
 }
+
+#[tokio::test]
+async fn what_the_disk_does_not_let_go_of_goes_on_counting() {
+    let script = Script::failing_only(Op::Remove, Errno::IO);
+    script.passes.store(usize::MAX, Ordering::SeqCst);
+    let rig = Rig::new(2 * MIB).with_faults(&script);
+    let store = rig.open().await;
+    let digests: Vec<Digest> = (0..3).map(|n| content(&format!("layer {n}"), 100).0).collect();
+    for digest in &digests {
+        leave(&store, *digest, &content("layer", SIZE).1).await;
+    }
+    let counted = store.snapshot();
+    script.passes.store(0, Ordering::SeqCst);
+    // All that there is would be needed, and none of it can be had.
+    assert!(store.reserve(2 * MIB - 8192).await.is_err());
+    let stuck = store.snapshot();
+    assert_eq!((stuck.resting, stuck.record_bytes), (0, counted.record_bytes), "{stuck:?}");
+    // A partial that is given up is no different.
+    let partial = store.create_partial(&registry(), digests[0], Extent::Whole(MIB)).await.unwrap();
+    partial.write_at(0, vec![Bytes::from(vec![1; 1 << 20])]).await.unwrap();
+    drop(partial);
+    store.settled().await;
+    assert!(store.snapshot().record_bytes >= counted.record_bytes + MIB, "{:?}", store.snapshot());
+    script.relent();
+    store.sweep().await;
+    store.settled().await;
+    assert!(rig.files("v1/partial").is_empty());
+    drop(store.reserve(2 * MIB - 8192).await.unwrap());
+    assert_at_rest(&store).await;
+}
