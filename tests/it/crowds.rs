@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::support::client::{Connection, Request, send};
 use crate::support::images::{Blob, Image};
-use crate::support::mirror::{Mirror, blob, manifest};
+use crate::support::mirror::{FailingDisk, Mirror, blob, manifest};
 use crate::support::program::Program;
 use crate::support::registry::{On, Registry};
 use crate::support::{all, until, within};
@@ -255,6 +255,46 @@ fn resident_kib(process: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
     let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a measurement: part of .ci/long"]
+async fn a_disk_of_20_megabytes_a_second_paces_a_download_that_is_kept() {
+    const RATE: f64 = 20e6;
+    let registry = Registry::builder().bandwidth(100_000_000).start().await;
+    let image = Image::new(1, &[2000]);
+    registry.put_image("library/app", "v1", &image);
+    let large = Blob::noise(2, 200_000_000);
+    registry.put_blob("library/app", &large);
+    let disk = Arc::new(FailingDisk::default());
+    let mirror = Mirror::builder().upstream("docker.io", &registry).disk(&disk).tag_ttl("1h").start().await;
+    mirror.pull("library/app", "v1", &image).await;
+    mirror.idle().await;
+    warm_manifests(mirror.addr()).await;
+    let quiet = warm_manifests(mirror.addr()).await;
+    let before = resident_kib(std::process::id());
+    disk.take_a_second(RATE);
+    let start = Instant::now();
+    let mut reader = mirror.connect().await;
+    reader.send(&Request::get(blob("library/app", &large.digest))).await;
+    assert_eq!(reader.head().await.status, 200);
+    let hits = warm_manifests(mirror.addr()).await;
+    let more = resident_kib(std::process::id()).saturating_sub(before);
+    let mut taken = 0;
+    while taken < large.bytes.len() {
+        let part = reader.take((1 << 20).min(large.bytes.len() - taken)).await;
+        assert!(part == large.bytes[taken..taken + part.len()]);
+        taken += part.len();
+    }
+    let seconds = start.elapsed().as_secs_f64();
+    mirror.idle().await;
+    let share = large.bytes.len() as f64 / seconds / RATE;
+    say(&format!("200 MB by a disk of 20 MB/s: {seconds:.1} s, {share:.2} of the disk's rate, {} MiB more", more >> 10));
+    say(&format!("warm manifests before: {quiet}, and meanwhile: {hits}"));
+    assert!(share >= 0.9 && more <= 150 << 10, "{share} of the rate, {more} KiB");
+    registry.go_down().await;
+    mirror.get(&blob("library/app", &large.digest)).await.assert_ok(&large.bytes);
+    mirror.finish().await;
 }
 
 /// How long warm manifests take, asked over eight connections.

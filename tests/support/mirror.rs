@@ -9,7 +9,7 @@ use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cachalot::store::{Change, Faults, Op};
 use parking_lot::lock_api::ArcRwLockWriteGuard;
@@ -60,6 +60,8 @@ pub(crate) struct FailingDisk {
     countdown: Mutex<Option<(usize, Errno)>>,
     /// What changes files waits for this lock, which a test holds while the disk hangs.
     hanging: Arc<RwLock<()>>,
+    /// How many bytes it takes a second, and when it has taken those that it was given so far.
+    slow: Mutex<Option<(f64, Instant)>>,
 }
 
 /// The configuration of a mirror, section by section.
@@ -264,6 +266,24 @@ impl FailingDisk {
         self.hanging.write_arc()
     }
 
+    /// From now on it takes so many bytes a second, and whoever writes more waits.
+    pub(crate) fn take_a_second(&self, bytes: f64) {
+        *self.slow.lock().unwrap() = Some((bytes, Instant::now()));
+    }
+
+    /// Waits as long as these bytes take.
+    fn take_slowly(&self, bytes: usize) {
+        let taken = {
+            let mut slow = self.slow.lock().unwrap();
+            let Some((rate, free)) = &mut *slow else { return };
+            *free = (*free).max(Instant::now()) + Duration::from_secs_f64(bytes as f64 / *rate);
+            *free
+        };
+        while let Some(left) = taken.checked_duration_since(Instant::now()) {
+            std::thread::park_timeout(left);
+        }
+    }
+
     /// From now on, nothing fails. Says whether the one operation that was to fail has not come.
     pub(crate) fn recover(&self) -> bool {
         *self.failing.lock().unwrap() = None;
@@ -293,8 +313,11 @@ impl Faults for FailingDisk {
         }
     }
 
-    fn changing(&self, _: &Change<'_>) {
+    fn changing(&self, change: &Change<'_>) {
         drop(self.hanging.read());
+        if let Change::Write { chunks, .. } = change {
+            self.take_slowly(chunks.iter().map(|chunk| chunk.len()).sum());
+        }
     }
 }
 
