@@ -20,7 +20,7 @@ use super::hashing::hash_start;
 use super::origin::Origin;
 use super::passthrough::{PassThrough, pass_on};
 use super::reader::Interrupted;
-use super::snapshot::FillSnapshot;
+use super::snapshot::{FillSnapshot, Stage};
 use super::transfer::{Ended, Limits, Tools};
 
 /// How long wrong content is remembered. In that time a client that resumes gets an error before headers, and so moves
@@ -169,6 +169,12 @@ impl Fills {
     /// How many fills there are.
     pub fn len(&self) -> usize {
         self.0.table.lock().len()
+    }
+
+    /// How many of them still wait for something from upstream, and not only for the disk.
+    pub fn fetching(&self) -> usize {
+        let fills: Vec<_> = self.0.table.lock().values().cloned().collect();
+        fills.iter().filter(|fill| !matches!(fill.snapshot().progress, Stage::Verified { .. } | Stage::Failed)).count()
     }
 
     /// Whether there are none.

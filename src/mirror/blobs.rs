@@ -259,8 +259,12 @@ impl Mirror {
         // upstream answers.
         if self.0.fills.knows(&key) {
             self.prove(target, digest, link).await?;
-        } else if self.0.fills.len() + self.0.tower.bypasses.len() >= self.0.settings.misses_max {
-            return Err(MirrorError::overloaded());
+        } else if self.is_full_of(self.0.fills.len()) {
+            // What only waits for a slow disk asks upstream for nothing more: whoever comes then is served past it (law 6).
+            if self.is_full_of(self.0.fills.fetching()) {
+                return Err(MirrorError::overloaded());
+            }
+            return self.pass_through(target, digest, &self.demand(ranges, link.expected_bytes())).await.map(Some);
         }
         let expected_bytes = link.expected_bytes();
         let demand = self.demand(ranges, expected_bytes);
@@ -338,6 +342,11 @@ impl Mirror {
         };
         let content = Content::Filling { want, verified: head.verified, joined, other_way };
         Ok(Some(self.answer(size_bytes, content)))
+    }
+
+    /// Whether so many fills, and what goes past the store, are as many misses as there may be.
+    fn is_full_of(&self, fills: usize) -> bool {
+        fills + self.0.tower.bypasses.len() >= self.0.settings.misses_max
     }
 
     /// Law 6: what can't be kept is still delivered.

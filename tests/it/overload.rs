@@ -1,8 +1,10 @@
 //! More than can be done: what is held is served, the rest is told at once to come back, and soon all is well again.
 
+use std::sync::Arc;
+
 use crate::support::client::Request;
 use crate::support::images::{Blob, Image};
-use crate::support::mirror::{Mirror, blob, manifest};
+use crate::support::mirror::{FailingDisk, Mirror, blob, manifest};
 use crate::support::registry::{On, Registry};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -51,6 +53,27 @@ async fn misses_are_shed_at_once_while_hits_go_on() {
     assert_eq!(joined.rest().await.0, slow[0].bytes);
     mirror.idle().await;
     mirror.get(&blob("library/app", &late.digest)).await.assert_ok(&late.bytes);
+    mirror.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_for_a_slow_disk_sheds_nobody() {
+    let registry = Registry::start().await;
+    let parts: Vec<_> = (0..6).map(|seed| Blob::noise(seed, 5000)).collect();
+    for part in &parts {
+        registry.put_blob("library/app", part);
+    }
+    let disk = Arc::new(FailingDisk::default());
+    let builder = Mirror::builder().upstream("docker.io", &registry).disk(&disk);
+    let mirror = builder.set("server", "max_misses", "2").start().await;
+    mirror.idle().await;
+    let hanging = disk.hang();
+    // The first two have come, and are not kept yet.
+    for part in &parts {
+        mirror.get(&blob("library/app", &part.digest)).await.assert_ok(&part.bytes);
+    }
+    drop(hanging);
+    mirror.idle().await;
     mirror.finish().await;
 }
 
