@@ -38,6 +38,7 @@ pub mod audit;
 pub mod clock;
 pub mod files;
 pub mod metrics;
+pub mod nodes;
 pub mod secret;
 pub mod shutdown;
 pub mod tasks;

@@ -6,6 +6,7 @@ pub mod doctor;
 mod export;
 mod have;
 pub mod healthcheck;
+mod hosts;
 mod images;
 mod import;
 mod pin;
@@ -42,6 +43,8 @@ enum Command {
     CheckConfig(Settings),
     /// Walk to a real upstream as the mirror would, and say what works and what does not
     Doctor(doctor::Doctor),
+    /// Print or write what brings a client to the mirror: containerd, Docker, podman, k3s, Talos and others
+    Hosts(hosts::Hosts),
     /// Ask a running server whether it's ready; exit code 0 if it is
     Healthcheck(healthcheck::Healthcheck),
     /// Hash again all that is held; exit code 0 if everything is right
@@ -103,6 +106,7 @@ pub fn main() -> ExitCode {
         Command::Demo(demo) => demo::main(&demo),
         Command::CheckConfig(settings) => check_config::main(&settings),
         Command::Doctor(doctor) => doctor::main(&doctor),
+        Command::Hosts(args) => hosts::run(&args),
         Command::Healthcheck(healthcheck) => healthcheck::run(&healthcheck),
         Command::Verify(verify) => verify::run(&verify),
         Command::Seed(args) => seed::run(&args),

@@ -99,6 +99,11 @@ impl Containerd {
         (name, command)
     }
 
+    /// Where it reads which mirrors there are.
+    pub(crate) fn hosts(&self) -> PathBuf {
+        self.folder.path().join("hosts")
+    }
+
     /// Where it keeps what it holds.
     pub(crate) fn root(&self) -> PathBuf {
         self.folder.path().join("root")

@@ -7,7 +7,7 @@
 //! clients; [`access`] has the mirror ask who they are,
 //! [`private`] puts a password and a certificate in front of upstream; [`outage`] kills the mirror;
 //! [`full_disk`] leaves it no room; [`bundle`] carries images past the network, and [`air_gap`] goes the whole way with them;
-//! [`conformance`] runs the OCI program. Below them: [`mirror`] (the program under
+//! [`conformance`] runs the OCI program; [`hosts`] has the clients read what `cachalot hosts` writes. Below them: [`mirror`] (the program under
 //! test), [`upstream`] (Debian's docker-registry), [`fixture`] and [`image`] (what it holds), [`process`] and [`http`].
 #![expect(clippy::expect_used, clippy::print_stderr, reason = "a test fails by panicking, and says why")]
 
@@ -18,6 +18,7 @@ mod conformance;
 mod containerd;
 mod fixture;
 mod full_disk;
+mod hosts;
 mod http;
 mod image;
 mod mirror;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::Value;
@@ -48,6 +48,11 @@ impl Podman {
         );
         fs::write(folder.path().join("registries.conf"), text).expect("the folder can be written");
         Podman { folder }
+    }
+
+    /// Where it reads which mirrors there are.
+    pub(crate) fn registries(&self) -> PathBuf {
+        self.folder.path().join("registries.conf")
     }
 
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {

@@ -61,7 +61,7 @@ pub(crate) struct FailingDisk {
     /// What changes files waits for this lock, which a test holds while the disk hangs.
     hanging: Arc<RwLock<()>>,
     /// How many bytes it takes a second, and when it has taken those that it was given so far.
-    slow: Mutex<Option<(f64, Instant)>>,
+    slow: Mutex<Option<(u64, Instant)>>,
 }
 
 /// The configuration of a mirror, section by section.
@@ -267,7 +267,7 @@ impl FailingDisk {
     }
 
     /// From now on it takes so many bytes a second, and whoever writes more waits.
-    pub(crate) fn take_a_second(&self, bytes: f64) {
+    pub(crate) fn take_a_second(&self, bytes: u64) {
         *self.slow.lock().unwrap() = Some((bytes, Instant::now()));
     }
 
@@ -276,7 +276,7 @@ impl FailingDisk {
         let taken = {
             let mut slow = self.slow.lock().unwrap();
             let Some((rate, free)) = &mut *slow else { return };
-            *free = (*free).max(Instant::now()) + Duration::from_secs_f64(bytes as f64 / *rate);
+            *free = (*free).max(Instant::now()) + Duration::from_nanos(bytes as u64 * 1_000_000_000 / *rate);
             *free
         };
         while let Some(left) = taken.checked_duration_since(Instant::now()) {
@@ -316,7 +316,7 @@ impl Faults for FailingDisk {
     fn changing(&self, change: &Change<'_>) {
         drop(self.hanging.read());
         if let Change::Write { chunks, .. } = change {
-            self.take_slowly(chunks.iter().map(|chunk| chunk.len()).sum());
+            self.take_slowly(chunks.iter().map(bytes::Bytes::len).sum());
         }
     }
 }

@@ -1,0 +1,162 @@
+//! `cachalot hosts`: the configuration that brings a client to the mirror, printed, written, or taken back.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+
+use crate::config;
+use crate::nodes::{Client, ClientFile, MirrorUrl, Wanted, files_of, place, take_back};
+use crate::oci::RegistryName;
+
+use super::fail;
+
+/// The arguments of `hosts`.
+#[derive(Debug, Args)]
+#[command(after_long_help = HELP)]
+pub(super) struct Hosts {
+    /// Whose configuration
+    #[arg(value_name = "CLIENT")]
+    client: ClientName,
+    /// The mirror's address as clients reach it, such as <http://10.0.0.7:5050>; may be repeated
+    #[arg(long, value_name = "URL", required_unless_present = "undo")]
+    mirror: Vec<MirrorUrl>,
+    /// A registry that is mirrored; may be repeated. Otherwise all, or those that need no configuration
+    #[arg(long, value_name = "NAME")]
+    registry: Vec<RegistryName>,
+    /// Leave no way round the mirror; otherwise clients ask the real registry where the mirror can't help
+    #[arg(long)]
+    strict: bool,
+    /// Authority of the mirror's certificate (PEM), where it lies on the client
+    #[arg(long, value_name = "FILE")]
+    ca: Option<String>,
+    /// Header to send to the mirror, such as "Authorization: Bearer …" (containerd); may be repeated
+    #[arg(long, value_name = "NAME: VALUE", value_parser = header)]
+    header: Vec<(String, String)>,
+    /// How long a mirror that doesn't answer may delay a request, in milliseconds
+    #[arg(long, value_name = "MILLISECONDS", default_value_t = 500)]
+    dial_timeout: u64,
+    /// Have signatures looked for beside images (podman, CRI-O)
+    #[arg(long)]
+    sigstore: bool,
+    /// Write the files into this folder: containerd's certs.d, registries.conf.d, …
+    #[arg(long, value_name = "DIR", conflicts_with = "undo")]
+    write: Option<PathBuf>,
+    /// Take back what was written into this folder; what was there before comes back
+    #[arg(long, value_name = "DIR")]
+    undo: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum ClientName {
+    Containerd,
+    Docker,
+    Podman,
+    Crio,
+    K3s,
+    Openshift,
+    Buildkit,
+    Kaniko,
+    Talos,
+    Bottlerocket,
+    Eks,
+    Gke,
+    Kind,
+    K3d,
+    Minikube,
+}
+
+const HELP: &str = "\
+Name the mirror by an address: nodes pull without the cluster's name service. What is printed says where it belongs. With
+--write only files of our own are touched; a file that is there already is kept beside ours, and --undo brings it back byte
+for byte. Writing once more, with other options, changes what was written before.";
+
+/// Runs the command.
+#[expect(clippy::print_stdout, clippy::print_stderr, reason = "what is printed is what the command is for")]
+pub(super) fn run(args: &Hosts) -> ExitCode {
+    if let Some(folder) = &args.undo {
+        return said(take_back(folder));
+    }
+    let wanted = args.wanted();
+    for mirror in wanted.mirrors.iter().filter(|mirror| mirror.is_cluster_name()) {
+        eprintln!(
+            "cachalot: {} looks like a name inside a cluster, which nodes can't look up; give an address",
+            mirror.host
+        );
+    }
+    let files = files_of(args.client.into(), &wanted);
+    if let Some(folder) = &args.write {
+        return said(place(folder, &files));
+    }
+    for ClientFile { place, text, notes, .. } in &files {
+        eprintln!("# {place}");
+        for note in notes {
+            eprintln!("# {note}");
+        }
+        print!("{text}");
+    }
+    ExitCode::SUCCESS
+}
+
+/// Tells what was done.
+#[expect(clippy::print_stdout, reason = "what was changed on a machine is what people want to know")]
+fn said(done: Result<Vec<String>, crate::nodes::PlacingError>) -> ExitCode {
+    match done {
+        Ok(done) if done.is_empty() => println!("nothing to do"),
+        Ok(done) => println!("{}", done.join("\n")),
+        Err(error) => return fail(&error.to_string()),
+    }
+    ExitCode::SUCCESS
+}
+
+fn header(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once(':').ok_or("a header is NAME: VALUE")?;
+    let is_token = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+    if name.is_empty() || !name.bytes().all(is_token) || value.chars().any(char::is_control) {
+        return Err("a header's name is letters, digits and dashes, and its value one line".to_owned());
+    }
+    Ok((name.to_owned(), value.trim().to_owned()))
+}
+
+// === impl Hosts ===
+
+impl Hosts {
+    fn wanted(&self) -> Wanted {
+        // The registries that need no configuration are those of an empty one.
+        let known = config::load_text("").map(|config| config.upstreams).unwrap_or_default();
+        let known = known.iter().filter_map(|upstream| upstream.name.to_string().parse().ok()).collect();
+        Wanted {
+            mirrors: self.mirror.clone(),
+            registries: self.registry.clone(),
+            known,
+            strict: self.strict,
+            ca_file: self.ca.clone(),
+            headers: self.header.clone(),
+            dial_timeout: Duration::from_millis(self.dial_timeout),
+            sigstore: self.sigstore,
+        }
+    }
+}
+
+impl From<ClientName> for Client {
+    fn from(name: ClientName) -> Self {
+        match name {
+            ClientName::Containerd => Self::Containerd,
+            ClientName::Docker => Self::Docker,
+            ClientName::Podman => Self::Podman,
+            ClientName::Crio => Self::Crio,
+            ClientName::K3s => Self::K3s,
+            ClientName::Openshift => Self::Openshift,
+            ClientName::Buildkit => Self::Buildkit,
+            ClientName::Kaniko => Self::Kaniko,
+            ClientName::Talos => Self::Talos,
+            ClientName::Bottlerocket => Self::Bottlerocket,
+            ClientName::Eks => Self::Eks,
+            ClientName::Gke => Self::Gke,
+            ClientName::Kind => Self::Kind,
+            ClientName::K3d => Self::K3d,
+            ClientName::Minikube => Self::Minikube,
+        }
+    }
+}
