@@ -1,6 +1,7 @@
 //! `cachalot doctor`: walks to a real upstream as the mirror would, and says in words what works and what does not.
 
 use std::io::{self, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
@@ -10,6 +11,7 @@ use futures_util::StreamExt;
 use crate::app::Clients;
 use crate::config::Config;
 use crate::metrics::Metrics;
+use crate::nodes::MirrorUrl;
 use crate::oci::manifest::{Descriptor, Manifest};
 use crate::oci::{Digest, Reference, RegistryName, Repository};
 use crate::upstream::{Access, BlobRange, Finding, Instance, Lane, Upstream};
@@ -20,11 +22,20 @@ use super::{Settings, block_on, fail, fail_config};
 #[derive(Clone, Debug, clap::Args)]
 pub struct Doctor {
     /// The upstream to ask, by the name that images have in front
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", required_unless_present = "node", default_value_if("node", "true", ""))]
     upstream: String,
     /// The image to ask for, such as library/nginx:1.27; without a tag it is latest
-    #[arg(value_name = "IMAGE")]
+    #[arg(value_name = "IMAGE", required_unless_present = "node", default_value_if("node", "true", ""))]
     image: String,
+    /// Look at this machine instead: will its container runtimes really ask the mirror?
+    #[arg(long, conflicts_with_all = ["upstream", "image", "anonymous"])]
+    node: bool,
+    /// Where the machine's root is, if not here (with --node)
+    #[arg(long, value_name = "DIR", default_value = "/", requires = "node")]
+    root: PathBuf,
+    /// The mirror that they should ask (with --node); otherwise whatever they are told
+    #[arg(long, value_name = "URL", requires = "node")]
+    mirror: Option<MirrorUrl>,
     /// Ask as nobody, whatever credentials are configured
     #[arg(long)]
     anonymous: bool,
@@ -43,6 +54,9 @@ struct Walk<'a> {
 
 /// Runs the command.
 pub(super) fn main(doctor: &Doctor) -> ExitCode {
+    if doctor.node {
+        return super::node::look(&doctor.root, doctor.mirror.as_ref());
+    }
     let config = match doctor.settings.load() {
         Ok(config) => config,
         Err(errors) => return fail_config(&errors),
@@ -61,8 +75,9 @@ pub(super) fn main(doctor: &Doctor) -> ExitCode {
 impl Doctor {
     /// What to look at: an upstream's name, an image there, and whether to ask as nobody.
     pub fn new(upstream: &str, image: &str, anonymous: bool) -> Self {
-        let settings = Settings::default();
-        Self { upstream: upstream.to_owned(), image: image.to_owned(), anonymous, settings }
+        let (settings, root) = (Settings::default(), PathBuf::from("/"));
+        let (upstream, image) = (upstream.to_owned(), image.to_owned());
+        Self { upstream, image, anonymous, node: false, root, mirror: None, settings }
     }
 
     /// Walks to the upstream, writing a line a step. Returns whether all went well; fails when the image's name is none, no

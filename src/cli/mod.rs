@@ -9,6 +9,7 @@ pub mod healthcheck;
 mod hosts;
 mod images;
 mod import;
+mod node;
 mod pin;
 mod seed;
 mod seed_report;
@@ -41,7 +42,7 @@ enum Command {
     Demo(demo::Demo),
     /// Print the configuration that would be used, or everything that is wrong with it
     CheckConfig(Settings),
-    /// Walk to a real upstream as the mirror would, and say what works and what does not
+    /// Walk to a real upstream as the mirror would, or look at a node, and say what works and what does not
     Doctor(doctor::Doctor),
     /// Print or write what brings a client to the mirror: containerd, Docker, podman, k3s, Talos and others
     Hosts(hosts::Hosts),

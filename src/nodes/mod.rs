@@ -3,7 +3,10 @@
 mod clients;
 mod clusters;
 mod containerd;
+mod examine;
 mod placing;
+mod proxies;
+mod registries;
 
 use std::time::Duration;
 
@@ -11,6 +14,7 @@ use url::Url;
 
 use crate::oci::RegistryName;
 
+pub use examine::{Examined, Problem, examine};
 pub use placing::{PlacingError, place, take_back};
 
 /// Whose configuration is wanted.
@@ -204,5 +208,7 @@ impl ClientFile {
     }
 }
 
+#[cfg(test)]
+mod examine_tests;
 #[cfg(test)]
 mod tests;

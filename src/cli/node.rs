@@ -1,0 +1,88 @@
+//! `cachalot doctor --node`: whether this machine's container runtimes will really ask the mirror, and what to change.
+
+use std::io::{Read as _, Write as _};
+use std::net::{TcpStream, ToSocketAddrs as _};
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use crate::nodes::{Examined, MirrorUrl, examine};
+
+use super::{EXIT_FAILURE, fail};
+
+/// A mirror that takes longer to dial slows every pull down.
+const DIAL_SLOW: Duration = Duration::from_millis(200);
+
+/// How long a mirror may take to be dialled, and to answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Looks, and tells. The exit code is 0 if all is well.
+#[expect(clippy::print_stdout, reason = "what is found is what the command is for")]
+pub(super) fn look(root: &Path, mirror: Option<&MirrorUrl>) -> ExitCode {
+    let found = examine(root, mirror);
+    if found.runtimes.is_empty() {
+        return fail(
+            "there is no configuration of containerd, Docker or podman here; name the machine's root with --root",
+        );
+    }
+    println!("configured here: {}", found.runtimes.join(", "));
+    for (place, problems) in found.by_place() {
+        println!("\n{}", place.display());
+        for problem in problems {
+            println!("  wrong   {}\n  change  {}", problem.what, problem.advice);
+        }
+    }
+    let answers = ask(&found, mirror);
+    if found.problems.is_empty() && answers {
+        println!("all well");
+        return ExitCode::SUCCESS;
+    }
+    ExitCode::from(EXIT_FAILURE)
+}
+
+/// Asks each mirror that clients are told of, and tells how it answers.
+#[expect(clippy::print_stdout, reason = "what is found is what the command is for")]
+fn ask(found: &Examined, mirror: Option<&MirrorUrl>) -> bool {
+    let mut well = true;
+    let mirrors: Vec<&MirrorUrl> = mirror.map_or_else(|| found.mirrors.iter().collect(), |mirror| vec![mirror]);
+    for mirror in mirrors {
+        match answer(mirror) {
+            Ok(dialled) if dialled <= DIAL_SLOW => println!("{} answers; dialled in {dialled:.1?}", mirror.url),
+            Ok(dialled) => {
+                well = false;
+                println!("{} answers, but took {dialled:.1?} to dial: each pull waits for that", mirror.url);
+            }
+            Err(problem) => {
+                well = false;
+                println!("{} does not answer from here: {problem}", mirror.url);
+            }
+        }
+    }
+    well
+}
+
+/// How long it took to dial. Without TLS, what it says is looked at too.
+fn answer(mirror: &MirrorUrl) -> Result<Duration, String> {
+    let port = if mirror.is_plain { 80 } else { 443 };
+    let has_port = mirror.host.rsplit_once(':').is_some_and(|(_, port)| port.bytes().all(|byte| byte.is_ascii_digit()));
+    let place = if has_port { mirror.host.clone() } else { format!("{}:{port}", mirror.host) };
+    let address = place.to_socket_addrs().map_err(|error| error.to_string())?.next();
+    let address = address.ok_or("its name has no address")?;
+    let begun = Instant::now();
+    let mut stream = TcpStream::connect_timeout(&address, PATIENCE).map_err(|error| error.to_string())?;
+    let dialled = begun.elapsed();
+    if mirror.is_plain {
+        let asked = stream
+            .set_read_timeout(Some(PATIENCE))
+            .and_then(|()| write!(stream, "GET /v2/ HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", mirror.host));
+        asked.map_err(|error| error.to_string())?;
+        let mut head = [0; 64];
+        let read = stream.read(&mut head).map_err(|error| error.to_string())?;
+        let line = String::from_utf8_lossy(&head[..read]).lines().next().unwrap_or_default().to_owned();
+        // A mirror with [access] asks who it is, which is an answer too.
+        if !["200", "401"].contains(&line.split(' ').nth(1).unwrap_or_default()) {
+            return Err(format!("it says {line:?} to /v2/, which no registry does"));
+        }
+    }
+    Ok(dialled)
+}
