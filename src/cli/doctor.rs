@@ -22,11 +22,11 @@ use super::{Settings, block_on, fail, fail_config};
 #[derive(Clone, Debug, clap::Args)]
 pub struct Doctor {
     /// The upstream to ask, by the name that images have in front
-    #[arg(long, value_name = "NAME", required_unless_present = "node", default_value_if("node", "true", ""))]
-    upstream: String,
+    #[arg(long, value_name = "NAME", required_unless_present = "node")]
+    upstream: Option<String>,
     /// The image to ask for, such as library/nginx:1.27; without a tag it is latest
-    #[arg(value_name = "IMAGE", required_unless_present = "node", default_value_if("node", "true", ""))]
-    image: String,
+    #[arg(value_name = "IMAGE", required_unless_present = "node")]
+    image: Option<String>,
     /// Look at this machine instead: will its container runtimes really ask the mirror?
     #[arg(long, conflicts_with_all = ["upstream", "image", "anonymous"])]
     node: bool,
@@ -76,7 +76,7 @@ impl Doctor {
     /// What to look at: an upstream's name, an image there, and whether to ask as nobody.
     pub fn new(upstream: &str, image: &str, anonymous: bool) -> Self {
         let (settings, root) = (Settings::default(), PathBuf::from("/"));
-        let (upstream, image) = (upstream.to_owned(), image.to_owned());
+        let (upstream, image) = (Some(upstream.to_owned()), Some(image.to_owned()));
         Self { upstream, image, anonymous, node: false, root, mirror: None, settings }
     }
 
@@ -84,12 +84,15 @@ impl Doctor {
     /// such upstream is configured, or nothing can be written.
     pub async fn run(&self, config: &Config, out: &mut dyn Write) -> io::Result<bool> {
         let wrong = |problem: String| io::Error::new(io::ErrorKind::InvalidInput, problem);
+        // They are there where no node is looked at.
+        let (upstream, image_name) =
+            (self.upstream.as_deref().unwrap_or_default(), self.image.as_deref().unwrap_or_default());
         // Another name of a registry is as good as its own.
-        let registry = crate::app::names(config).registry_called(&self.upstream);
-        let registry = registry.as_ref().map_or(self.upstream.as_str(), |registry| registry.as_str());
-        let (repository, reference) = image(registry, &self.image).map_err(wrong)?;
+        let registry = crate::app::names(config).registry_called(upstream);
+        let registry = registry.as_ref().map_or(upstream, |registry| registry.as_str());
+        let (repository, reference) = image(registry, image_name).map_err(wrong)?;
         let upstream = config.upstream(&repository.registry).ok_or_else(|| {
-            wrong(format!("no upstream is called {0:?}; add [upstreams.\"{0}\"] to the configuration", self.upstream))
+            wrong(format!("no upstream is called {0:?}; add [upstreams.\"{0}\"] to the configuration", upstream))
         })?;
         let clients = Clients::new(config, &Instance::random(), &Arc::new(Metrics::new()));
         let client = clients.client(upstream, &repository.registry, None);
