@@ -33,8 +33,9 @@ pub struct InvalidFile {
 /// `kubectl apply` keeps the whole object in this annotation once more.
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 
-/// What is filled in later begins like this.
-const PLACEHOLDERS: [&str; 3] = ["$(", "${", "{{"];
+/// A parameter that is filled in inside the cluster, as Tekton and Argo do, begins like this. What should have been filled in
+/// before (`${IMAGE}`) is a mistake: an image would be missing.
+const PARAMETER: &str = "$(";
 
 /// Objects are not nested deeper than this; what is, is not looked at.
 const DEPTH_MAX: usize = 64;
@@ -78,8 +79,7 @@ impl Found {
     }
 
     fn take(&mut self, text: &str, place: &str) {
-        // Whoever deploys it puts something else there.
-        if PLACEHOLDERS.iter().any(|begin| text.contains(begin)) {
+        if text.contains(PARAMETER) {
             self.look_alikes.entry(text.to_owned()).or_insert_with(|| place.to_owned());
             return;
         }
