@@ -92,7 +92,7 @@ impl Doctor {
         let registry = registry.as_ref().map_or(upstream, |registry| registry.as_str());
         let (repository, reference) = image(registry, image_name).map_err(wrong)?;
         let upstream = config.upstream(&repository.registry).ok_or_else(|| {
-            wrong(format!("no upstream is called {0:?}; add [upstreams.\"{0}\"] to the configuration", upstream))
+            wrong(format!("no upstream is called {upstream:?}; add [upstreams.\"{upstream}\"] to the configuration"))
         })?;
         let clients = Clients::new(config, &Instance::random(), &Arc::new(Metrics::new()));
         let client = clients.client(upstream, &repository.registry, None);
