@@ -174,6 +174,13 @@ impl Mirror {
     }
 
     async fn look_now(&self, target: &Target, wanted: Option<&Wanted>) -> Result<Look, MirrorError> {
+        // Another look may have ended between this one's being found necessary and its beginning.
+        if self.0.rights.public.contains_key(&target.repository) {
+            return Ok(Look::Open);
+        }
+        if self.0.rights.private.contains_key(&target.repository) {
+            return Err(private(target));
+        }
         let Err(error) = look(target, wanted, Access::Anonymous).await else {
             self.0.rights.public.insert(target.repository.clone(), ());
             return Ok(Look::Open);
