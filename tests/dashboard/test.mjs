@@ -119,8 +119,10 @@ try {
     await page.getByRole("button", { name: "Evict " + image }).click();
     await page.getByRole("dialog").getByRole("button", { name: "Evict" }).click();
   };
+  const complained = page.waitForEvent("console", message => message.type() === "error");
   await evict();
   await page.getByText("is kept by the pin release").waitFor();
+  await complained;
   assert.equal(complaints.pop(), "Failed to load resource: the server responded with a status of 409 (Conflict)");
   await page.getByRole("button", { name: "Unpin " + image }).click();
   await page.getByRole("dialog").getByRole("button", { name: "Cancel" }).click();
@@ -149,6 +151,7 @@ try {
 
   // What clients need to be told.
   await page.getByRole("link", { name: "Clients" }).click();
+  await page.locator("#snippets").getByText("insecure = true").waitFor();
   const snippets = await page.locator("#snippets").innerText();
   assert(snippets.includes(`[host."${addresses.clients}"]`) && snippets.includes("insecure = true"), snippets);
   await page.getByLabel("Upstream").fill("quay.io");
