@@ -3,8 +3,8 @@
 use futures_util::{FutureExt, StreamExt, stream};
 
 use crate::config::PlatformName;
-use crate::oci::manifest::{Descriptor, Manifest};
-use crate::oci::{Digest, Platform, media};
+use crate::oci::manifest::{Descriptor, Manifest, manifests_and_blobs};
+use crate::oci::{Digest, Platform};
 
 use super::Mirror;
 use super::upstreams::Target;
@@ -35,11 +35,7 @@ impl Mirror {
         if is_off || self.0.settings.offline || target.upstream.client.pause().is_some() {
             return;
         }
-        let (children, blobs): (Vec<Descriptor>, Vec<Descriptor>) = manifest
-            .descriptors()
-            .filter(|descriptor| !descriptor.is_foreign())
-            .cloned()
-            .partition(|descriptor| media::is_manifest_type(&descriptor.media_type));
+        let (children, blobs) = manifests_and_blobs(manifest.descriptors());
         let wanted = |child: &Descriptor| child.platform.as_ref().is_some_and(|known| is_wanted(platforms, known));
         let children: Vec<Digest> = children.iter().filter(|child| wanted(child)).map(|child| child.digest).collect();
         let (held, mut blobs): (Vec<Digest>, Vec<Digest>) =

@@ -12,9 +12,9 @@ use tokio::time::timeout;
 
 use crate::config::PlatformName;
 use crate::fill::FillKey;
-use crate::oci::manifest::{Descriptor, Manifest};
+use crate::oci::manifest::{Descriptor, Manifest, manifests_and_blobs};
 use crate::oci::referrers::{Referrers, cosign_tags};
-use crate::oci::{Digest, ImageName, Reference, Verified, media};
+use crate::oci::{Digest, ImageName, Reference, Verified};
 use crate::upstream::Access;
 
 use super::error::{MirrorError, MirrorErrorKind};
@@ -215,14 +215,14 @@ impl Seeding<'_> {
     fn take(&self, manifest: ManifestAnswer, is_root: bool, depth: usize) -> BoxFuture<'_, ()> {
         async move {
             let digest = manifest.digest;
-            let (is_new, count) = {
+            let is_full = {
                 let mut seen = self.seen.lock();
-                (seen.insert(digest), seen.len())
+                if seen.contains(&digest) {
+                    return;
+                }
+                seen.len() >= MANIFESTS_MAX || !seen.insert(digest)
             };
-            if !is_new {
-                return;
-            }
-            if count > MANIFESTS_MAX || depth > DEPTH_MAX {
+            if is_full || depth > DEPTH_MAX {
                 let limits = format!("more than {MANIFESTS_MAX} manifests, or {DEPTH_MAX} deep in each other");
                 return self.tally.miss(format!("{} consists of {limits}: the rest is left out", self.order.image));
             }
@@ -235,13 +235,10 @@ impl Seeding<'_> {
                 Ok(parsed) => parsed,
                 Err(error) => return self.tally.miss(format!("{}@{digest}: {error}", self.target.repository)),
             };
-            let (manifests, blobs): (Vec<Descriptor>, Vec<Descriptor>) = parsed
-                .descriptors()
-                .filter(|listed| !listed.is_foreign())
-                .cloned()
-                .partition(|listed| media::is_manifest_type(&listed.media_type));
+            let (manifests, blobs) = manifests_and_blobs(parsed.descriptors());
+            let manifests = manifests.into_iter().cloned().collect();
             let chosen = if is_root { self.choose(manifests) } else { manifests };
-            let blobs: Vec<_> = blobs.into_iter().map(|blob| self.blob(blob)).collect();
+            let blobs: Vec<_> = blobs.into_iter().map(|blob| self.blob(blob.clone())).collect();
             let children: Vec<_> = chosen.into_iter().map(|child| self.child(child.digest, depth + 1)).collect();
             let children = stream::iter(children).buffer_unordered(CHILDREN_AT_ONCE).collect::<Vec<()>>();
             futures_util::future::join(futures_util::future::join_all(blobs), children).await;

@@ -205,6 +205,13 @@ impl Manifest {
     }
 }
 
+/// What a registry must hold of what a manifest lists: manifests, and everything else.
+pub fn manifests_and_blobs<'a>(
+    listed: impl Iterator<Item = &'a Descriptor>,
+) -> (Vec<&'a Descriptor>, Vec<&'a Descriptor>) {
+    listed.filter(|listed| !listed.is_foreign()).partition(|listed| media::is_manifest_type(&listed.media_type))
+}
+
 // === impl Descriptor ===
 
 impl Descriptor {

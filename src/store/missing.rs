@@ -9,8 +9,8 @@ use tokio::time::timeout;
 use super::Store;
 use super::error::StoreError;
 use super::reach::is_of;
-use crate::oci::manifest::Descriptor;
-use crate::oci::{Digest, ImageName, Reference, media};
+use crate::oci::manifest::{Descriptor, manifests_and_blobs};
+use crate::oci::{Digest, ImageName, Reference};
 
 /// What is held of an image, and what isn't.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,11 +66,7 @@ impl Store {
             let record = self.manifest(repository, &digest).await?;
             holding.count(digest, self.size_of(&digest).filter(|_| record.is_some()));
             let Some(record) = record else { continue };
-            let (children, blobs): (Vec<&Descriptor>, Vec<&Descriptor>) = record
-                .descriptors
-                .iter()
-                .filter(|listed| !listed.is_foreign())
-                .partition(|listed| media::is_manifest_type(&listed.media_type));
+            let (children, blobs) = manifests_and_blobs(record.descriptors.iter());
             if digest == root && !children.is_empty() {
                 let has = |wanted: &&String| children.iter().any(|child| is_for(child, wanted));
                 holding.absent_platforms = platforms.iter().filter(|wanted| !has(wanted)).cloned().collect();

@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use super::Store;
 use super::error::StoreError;
-use crate::oci::manifest::Descriptor;
-use crate::oci::{Digest, ImageName, media};
+use crate::oci::manifest::{Descriptor, manifests_and_blobs};
+use crate::oci::{Digest, ImageName};
 
 /// A part of an image.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,8 +52,7 @@ impl Store {
             };
             parts.push(part(digest, &record.media_type, record.size_bytes, &platform));
             let fresh = record.descriptors.iter().filter(|listed| !listed.is_foreign() && seen.insert(listed.digest));
-            let (children, blobs): (Vec<&Descriptor>, Vec<&Descriptor>) =
-                fresh.partition(|listed| media::is_manifest_type(&listed.media_type));
+            let (children, blobs) = manifests_and_blobs(fresh);
             parts.extend(blobs.iter().map(|blob| part(blob.digest, &blob.media_type, blob.size_bytes, &platform)));
             let named = |child: &&Descriptor| child.platform.as_ref().map(ToString::to_string).or(platform.clone());
             manifests.extend(children.iter().rev().map(|child| (child.digest, named(child))));
