@@ -8,6 +8,7 @@ use std::sync::{Arc, LazyLock};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
+use super::blob::OpenFile;
 use super::checkpoint::Checkpoint;
 use super::error::StoreError;
 use super::fs::Disk;
@@ -92,6 +93,13 @@ impl Record {
         }
     }
 
+    /// Brings what was written to the disk, unless that has failed before: it would not be told again.
+    fn sync(&self, disk: &Disk, file: &OpenFile, folder: &Path) -> Result<(), StoreError> {
+        let data = folder.join(DATA);
+        self.check_kept(&data)?;
+        disk.sync_data(file.file()?, &data).inspect_err(|_| self.lose(disk, folder))
+    }
+
     /// An error if the disk has failed to keep what was written.
     pub(super) fn check_kept(&self, data: &Path) -> Result<(), StoreError> {
         if self.lost.load(Ordering::Acquire) {
@@ -115,9 +123,8 @@ impl Partial {
         let (file, record) = (inner.file.clone(), inner.record.clone());
         let write = move || {
             let _turn = turn;
-            let (disk, data) = (&shared.io.disk, folder.join(DATA));
-            record.check_kept(&data)?;
-            disk.sync_data(file.file()?, &data).inspect_err(|_| record.lose(disk, &folder))?;
+            let disk = &shared.io.disk;
+            record.sync(disk, &file, &folder)?;
             let (staged, target) = (folder.join(STATE_STAGED), folder.join(STATE));
             // One that was left behind by a failure would be in the way.
             disk.remove(&staged)?;
@@ -143,9 +150,7 @@ impl Partial {
         let (file, record) = (inner.file.clone(), inner.record.clone());
         let sync = move || {
             let _turn = turn;
-            let (disk, data) = (&shared.io.disk, folder.join(DATA));
-            record.check_kept(&data)?;
-            disk.sync_data(file.file()?, &data).inspect_err(|_| record.lose(disk, &folder))
+            record.sync(&shared.io.disk, &file, &folder)
         };
         inner.shared.io.run_counted(sync).await
     }
