@@ -154,10 +154,10 @@ async fn write_blob(
     let size_bytes = blob.size_bytes();
     let mut hashing = Hashing::new(digest, size_bytes, pool);
     sink.begin(path, size_bytes).await?;
-    let chunk = |at: u64| (at * CHUNK_BYTES as u64, size_bytes.saturating_sub(at * CHUNK_BYTES as u64));
-    let chunks = (0..size_bytes.div_ceil(CHUNK_BYTES as u64)).map(chunk);
-    let reads =
-        chunks.map(|(offset, left)| blob.read_at(offset, usize::try_from(left).unwrap_or(usize::MAX).min(CHUNK_BYTES)));
+    let reads = (0..size_bytes).step_by(CHUNK_BYTES).map(|offset| {
+        let left = usize::try_from(size_bytes - offset).unwrap_or(usize::MAX);
+        blob.read_at(offset, left.min(CHUNK_BYTES))
+    });
     let mut reads = stream::iter(reads).buffered(READ_AHEAD);
     let mut last = Bytes::new();
     while let Some(bytes) = reads.next().await {

@@ -11,10 +11,10 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use tempfile::{NamedTempFile, TempDir};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
-use tokio::task::JoinHandle;
 
 use super::error::{BundleError, at};
-use crate::tasks::{self, Pool, PoolError};
+use super::syncing::Syncing;
+use crate::tasks::{Pool, PoolError};
 
 /// So much is read in one go.
 pub(super) const CHUNK_BYTES: usize = 512 << 10;
@@ -48,13 +48,8 @@ pub(super) type Stream = Pin<Box<dyn AsyncRead + Send>>;
 pub(super) struct Outgoing {
     file: Arc<File>,
     pool: Pool,
-    /// So much was written since that was last begun.
-    unsynced_bytes: u64,
-    syncing: Option<JoinHandle<io::Result<()>>>,
+    syncing: Syncing<'static, io::Error>,
 }
-
-/// After so much is begun to bring what was written to the disk.
-pub(super) const SYNC_BYTES: u64 = 64 << 20;
 
 /// A file that gets its name once it is whole. Dropped before, it vanishes.
 #[derive(Debug)]
@@ -260,40 +255,24 @@ impl Outgoing {
     }
 
     fn new(file: File, pool: &Pool) -> Self {
-        Self { file: Arc::new(file), pool: pool.clone(), unsynced_bytes: 0, syncing: None }
+        Self { file: Arc::new(file), pool: pool.clone(), syncing: Syncing::new() }
     }
 
     pub(super) async fn write(&mut self, bytes: Bytes) -> io::Result<()> {
         let (file, len) = (self.file.clone(), bytes.len() as u64);
         self.pool.run(move || (&*file).write_all(&bytes)).await?;
-        self.unsynced_bytes += len;
-        if self.unsynced_bytes >= SYNC_BYTES {
-            // A disk that is slower than what is written paces it here.
-            self.synced().await?;
-            let (pool, sync) = (self.pool.clone(), sync(self.file.clone()));
-            self.syncing = Some(tasks::spawn("sync bundle", async move { pool.run(sync).await }));
-            self.unsynced_bytes = 0;
-        }
-        Ok(())
-    }
-
-    /// Waits until what is being brought to the disk is there. An error would not be told a second time.
-    async fn synced(&mut self) -> io::Result<()> {
-        match self.syncing.take() {
-            Some(syncing) => syncing.await.map_err(io::Error::other)?,
-            None => Ok(()),
-        }
+        self.syncing.wrote(len, sync(self.file.clone(), self.pool.clone())).await
     }
 
     /// Has what was written survive a power cut. Pipes have no such thing.
     pub(super) async fn sync(&mut self) -> io::Result<()> {
-        self.synced().await?;
-        self.pool.run(sync(self.file.clone())).await
+        self.syncing.ended().await?;
+        sync(self.file.clone(), self.pool.clone()).await
     }
 }
 
-fn sync(file: Arc<File>) -> impl FnOnce() -> io::Result<()> + Send {
-    move || if file.metadata()?.is_file() { file.sync_data() } else { Ok(()) }
+async fn sync(file: Arc<File>, pool: Pool) -> io::Result<()> {
+    pool.run(move || if file.metadata()?.is_file() { file.sync_data() } else { Ok(()) }).await
 }
 
 // === impl NewFile ===

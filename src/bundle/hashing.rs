@@ -8,9 +8,7 @@ use crate::tasks::Pool;
 /// A verifier that whoever reads and writes needn't wait for.
 #[derive(Debug)]
 pub(super) struct Hashing {
-    /// Away while it takes in bytes.
-    verifier: Option<Verifier>,
-    fresh: Verifier,
+    verifier: Verifier,
     pool: Pool,
 }
 
@@ -19,23 +17,22 @@ pub(super) struct Hashing {
 impl Hashing {
     /// Begins with bytes that should have this digest, and be so many.
     pub(super) fn new(digest: Digest, size_bytes: u64, pool: &Pool) -> Self {
-        let fresh = Verifier::new(digest, Some(size_bytes));
-        Self { verifier: Some(fresh.clone()), fresh, pool: pool.clone() }
+        Self { verifier: Verifier::new(digest, Some(size_bytes)), pool: pool.clone() }
     }
 
     /// Takes in the next bytes.
     pub(super) async fn update(&mut self, bytes: Bytes) {
-        // It is away only if an update was dropped half-way; then what it took in is not known, and nothing ever matches.
-        let mut verifier = self.verifier.take().unwrap_or_else(|| self.fresh.clone());
+        // Dropped half-way, an update has not been, and what lacks its bytes never matches.
+        let mut verifier = self.verifier.clone();
         let hash = move || {
             verifier.update(&bytes);
             verifier
         };
-        self.verifier = Some(self.pool.run(hash).await);
+        self.verifier = self.pool.run(hash).await;
     }
 
     /// Whether that was what it should be.
     pub(super) fn finish(self) -> Result<Verified, Mismatch> {
-        self.verifier.unwrap_or(self.fresh).finish()
+        self.verifier.finish()
     }
 }

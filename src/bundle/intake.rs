@@ -4,14 +4,14 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures_util::FutureExt as _;
-use futures_util::future::{BoxFuture, join3, poll_immediate};
+use futures_util::future::join3;
 
 use super::error::BundleError;
-use super::files::{CHUNK_BYTES, SYNC_BYTES};
+use super::files::CHUNK_BYTES;
 use super::hashing::Hashing;
 use super::layout::{self, DOCUMENT_BYTES_MAX, DOCUMENTS};
 use super::reading::Reader;
+use super::syncing::Syncing;
 use super::tar::{Entry, Kind, follow};
 use super::{Progress, Seen};
 use crate::oci::{Algorithm, Digest, Mismatch, RegistryName, Verified, Verifier};
@@ -66,9 +66,7 @@ struct Chunks<'a> {
 struct Writing<'a> {
     partial: Option<&'a Partial>,
     offset: u64,
-    /// So much was written since it was last begun to bring that to the disk.
-    unsynced_bytes: u64,
-    syncing: Option<BoxFuture<'a, Result<(), StoreError>>>,
+    syncing: Syncing<'a, StoreError>,
 }
 
 /// What is no larger is held in memory while it is hashed.
@@ -236,7 +234,7 @@ impl<'a> Intake<'a> {
         }
         let written = partial.as_ref().filter(|_| shared.is_none());
         let mut hashing = Hashing::new(digest, entry.size_bytes, &self.pool);
-        let mut writing = Writing { partial: written, offset: 0, unsynced_bytes: 0, syncing: None };
+        let mut writing = Writing { partial: written, offset: 0, syncing: Syncing::new() };
         let mut chunks = Chunks { reader, shared, offset: 0, size_bytes: entry.size_bytes };
         let mut next = chunks.next().await?;
         self.found.packings.insert(digest, Packing::of(next.as_deref().unwrap_or_default()));
@@ -303,30 +301,11 @@ impl Writing<'_> {
         let len = chunk.len() as u64;
         partial.write_at(self.offset, vec![chunk]).await?;
         self.offset += len;
-        self.unsynced_bytes += len;
-        if self.unsynced_bytes >= SYNC_BYTES {
-            self.synced().await?;
-            let mut syncing = partial.flush().boxed();
-            // It begins now, and nobody waits for it.
-            if let Some(synced) = poll_immediate(&mut syncing).await {
-                synced?;
-            } else {
-                self.syncing = Some(syncing);
-            }
-            self.unsynced_bytes = 0;
-        }
-        Ok(())
-    }
-
-    async fn synced(&mut self) -> Result<(), StoreError> {
-        match self.syncing.take() {
-            Some(syncing) => syncing.await,
-            None => Ok(()),
-        }
+        self.syncing.wrote(len, partial.flush()).await
     }
 
     async fn end(mut self) -> Result<(), StoreError> {
-        self.synced().await
+        self.syncing.ended().await
     }
 }
 

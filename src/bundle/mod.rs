@@ -19,6 +19,7 @@ mod reading;
 mod recording;
 mod selection;
 mod sending;
+mod syncing;
 mod tar;
 mod tree;
 mod writing;
