@@ -7,13 +7,15 @@ use std::process::ExitCode;
 use clap::{Args, ValueEnum};
 use futures_util::TryStreamExt as _;
 use http::Method;
+use indicatif::ProgressBar;
 use serde_json::{Value, json};
 
-use crate::api_client::ApiClient;
+use crate::api_client::{ApiClient, ApiClientError};
 use crate::app;
 use crate::bundle::{BundleError, Canonical, Imported, Options, Progress, Source, import, pin_name, send};
+use crate::config::Config;
 use crate::oci::{RegistryName, Repository};
-use crate::store::PinName;
+use crate::store::{PinName, Store};
 
 use super::fail;
 use super::store::{Place, StoreArgs, bar, escape, refused, show_bundle, size, unless_interrupted, with_store_or_new};
@@ -69,37 +71,69 @@ Whose images are they? A bundle of Cachalot's says of each image whether it was 
 public, for who imports a file has decided to give it out. --public and --private say otherwise. A mirror without its
 upstream gives private images to nobody but the users of [access] or where share_private is set.";
 
-/// What becomes of an import that is interrupted.
-const INTERRUPTED: &str = "interrupted; run it again: blobs that came in are not written twice";
-
 /// Runs the command.
 pub(super) fn run(args: &Import) -> ExitCode {
     with_store_or_new(&args.store, true, async |place| {
-        let (store, config) = match place {
-            Place::Stopped(store, config) => (store, config),
-            Place::Running(server) => return args.send(server).await,
-        };
-        let (source, mut options) = match args.meant() {
+        let (source, options) = match args.source().and_then(|source| Ok((source, args.options()?))) {
             Ok(meant) => meant,
             Err(message) => return fail(&message),
         };
-        let names = app::names(config);
-        options.canonical =
-            Canonical::new(move |image| names.canonical_if_known(image).map_err(|error| error.to_string()));
+        let pin = options.pin.clone();
         let bar = bar();
-        let show = |progress: &Progress| show_bundle(&bar, progress);
-        let imported = unless_interrupted(import(store, source, &options, &show)).await;
+        let importing = async {
+            match place {
+                Place::Stopped(store, config) => take_in(store, config, source, options, &bar).await,
+                Place::Running(server) => send_to(server, source, &options, &bar).await,
+            }
+        };
+        let imported = unless_interrupted(importing).await;
         bar.finish_and_clear();
         match imported {
             Some(Ok(imported)) => {
-                print(&imported, options.pin.as_ref(), args.json);
+                print(&imported, pin.as_ref(), args.json);
                 warn_of_unknown(place, &imported);
                 ExitCode::SUCCESS
             }
-            Some(Err(error)) => fail(&error.to_string()),
-            None => fail(INTERRUPTED),
+            Some(Err(failed)) => failed.tell(),
+            None => fail("interrupted; run it again: blobs that came in are not written twice"),
         }
     })
+}
+
+/// Why nothing was imported.
+enum Failed {
+    Here(BundleError),
+    There(ApiClientError),
+}
+
+/// Imports into a store that is in our hands.
+async fn take_in(
+    store: &Store,
+    config: &Config,
+    source: Source,
+    options: Options,
+    bar: &ProgressBar,
+) -> Result<Imported, Failed> {
+    let names = app::names(config);
+    let canonical = Canonical::new(move |image| names.canonical_if_known(image).map_err(|error| error.to_string()));
+    let show = |progress: &Progress| show_bundle(bar, progress);
+    import(store, source, &Options { canonical, ..options }, &show).await.map_err(Failed::Here)
+}
+
+/// Sends the bundle to a server that uses the store.
+async fn send_to(server: &ApiClient, source: Source, options: &Options, bar: &ProgressBar) -> Result<Imported, Failed> {
+    let sending = send(source, options.under.as_ref()).await.map_err(Failed::Here)?;
+    if let Some(blobs) = &sending.blobs {
+        server.send::<Value>(Method::POST, "/imports/room", Some(blobs)).await.map_err(Failed::There)?;
+    }
+    let (shown, total_bytes) = (bar.clone(), sending.size_bytes);
+    let mut done_bytes = 0;
+    let bytes = sending.bytes.inspect_ok(move |bytes| {
+        done_bytes += bytes.len() as u64;
+        show_bundle(&shown, &Progress { done_bytes, total_bytes });
+    });
+    let path = format!("/imports?{}", query(options, sending.partly));
+    server.upload(&path, bytes).await.map_err(Failed::There)
 }
 
 /// How a server is told how to import.
@@ -152,49 +186,20 @@ fn print(imported: &Imported, pin: Option<&PinName>, as_json: bool) {
     }
 }
 
+// === impl Failed ===
+
+impl Failed {
+    fn tell(&self) -> ExitCode {
+        match self {
+            Self::Here(error) => fail(&error.to_string()),
+            Self::There(error) => refused(error),
+        }
+    }
+}
+
 // === impl Import ===
 
 impl Import {
-    /// Sends the bundle to a server that uses the store.
-    async fn send(&self, server: &ApiClient) -> ExitCode {
-        let (source, options) = match self.meant() {
-            Ok(meant) => meant,
-            Err(message) => return fail(&message),
-        };
-        let sending = match send(source, options.under.as_ref()).await {
-            Ok(sending) => sending,
-            Err(error) => return fail(&error.to_string()),
-        };
-        if let Some(blobs) = &sending.blobs
-            && let Err(error) = server.send::<Value>(Method::POST, "/imports/room", Some(blobs)).await
-        {
-            return refused(&error);
-        }
-        let bar = bar();
-        let (shown, total_bytes) = (bar.clone(), sending.size_bytes);
-        let mut done_bytes = 0;
-        let bytes = sending.bytes.inspect_ok(move |bytes| {
-            done_bytes += bytes.len() as u64;
-            show_bundle(&shown, &Progress { done_bytes, total_bytes });
-        });
-        let path = format!("/imports?{}", query(&options, sending.partly));
-        let imported = unless_interrupted(server.upload::<Imported>(&path, bytes)).await;
-        bar.finish_and_clear();
-        match imported {
-            Some(Ok(imported)) => {
-                print(&imported, options.pin.as_ref(), self.json);
-                ExitCode::SUCCESS
-            }
-            Some(Err(error)) => refused(&error),
-            None => fail(INTERRUPTED),
-        }
-    }
-
-    /// What is to be imported, and how.
-    fn meant(&self) -> Result<(Source, Options), String> {
-        Ok((self.source()?, self.options()?))
-    }
-
     fn is_stdin(&self) -> bool {
         self.source == Path::new("-")
     }
