@@ -1,7 +1,6 @@
 //! `cachalot healthcheck`: asks a running server whether it's ready, for containers that have no other tool.
 
-use std::io::{self, Read, Write};
-use std::net::{TcpStream, ToSocketAddrs};
+use std::io;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,6 +8,7 @@ use std::time::Duration;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConnection, StreamOwned};
 
+use super::ask::{connect, exchange};
 use super::{Settings, fail, fail_config};
 use crate::server::listen;
 use crate::upstream;
@@ -33,8 +33,8 @@ struct Target {
 /// How long connecting to each address of a name, sending and each read may take.
 const TIMEOUT: Duration = Duration::from_secs(3);
 
-/// The most that is read of an answer.
-const ANSWER_BYTES_MAX: u64 = 16 * 1024;
+/// What is asked.
+const PATH: &str = "/readyz";
 
 /// Asks, and maps the answer to an exit code: 0 when the server can serve clients, 1 when not.
 pub(super) fn run(healthcheck: &Healthcheck) -> ExitCode {
@@ -75,11 +75,9 @@ impl Target {
 
     /// Asks at an address, or at a name: each of its addresses is tried.
     fn ask(&self) -> io::Result<String> {
-        let stream = connect(&self.address)?;
-        stream.set_read_timeout(Some(TIMEOUT))?;
-        stream.set_write_timeout(Some(TIMEOUT))?;
+        let stream = connect(&self.address, TIMEOUT)?;
         if !self.tls {
-            return exchange(&self.address, stream);
+            return exchange(&self.address, PATH, stream);
         }
         // It is asked how it is, and told nothing: whose certificate it shows doesn't matter. Certificates that have expired
         // are for others to notice.
@@ -87,45 +85,6 @@ impl Target {
         let host = self.address.rsplit_once(':').map_or(&*self.address, |(host, _)| host);
         let name = ServerName::try_from(host.trim_matches(['[', ']']).to_owned()).map_err(io::Error::other)?;
         let session = ClientConnection::new(Arc::new(settings), name).map_err(io::Error::other)?;
-        exchange(&self.address, StreamOwned::new(session, stream))
-    }
-}
-
-fn exchange(address: &str, mut stream: impl Read + Write) -> io::Result<String> {
-    write!(stream, "GET /readyz HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
-    stream.flush()?;
-    let mut answer = Vec::new();
-    match stream.take(ANSWER_BYTES_MAX).read_to_end(&mut answer) {
-        // The connection's end need not be announced.
-        Err(error) if error.kind() != io::ErrorKind::UnexpectedEof || answer.is_empty() => Err(error),
-        _ => Ok(String::from_utf8_lossy(&answer).into_owned()),
-    }
-}
-
-fn connect(address: &str) -> io::Result<TcpStream> {
-    let nothing = io::Error::new(io::ErrorKind::NotFound, "this name has no address");
-    let mut connected = Err(nothing);
-    for address in address.to_socket_addrs()? {
-        connected = TcpStream::connect_timeout(&address, TIMEOUT);
-        if connected.is_ok() {
-            break;
-        }
-    }
-    connected
-}
-
-#[cfg(test)]
-mod tests {
-    use std::net::TcpListener;
-
-    use super::*;
-
-    #[test]
-    fn a_server_is_found_by_name_too() {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = listener.local_addr().unwrap().port();
-        connect(&format!("localhost:{port}")).unwrap();
-        connect(&format!("127.0.0.1:{port}")).unwrap();
-        assert!(connect("localhost").is_err(), "no port");
+        exchange(&self.address, PATH, StreamOwned::new(session, stream))
     }
 }

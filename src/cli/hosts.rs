@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use clap::builder::PossibleValue;
 use clap::{Args, ValueEnum};
 
 use crate::config;
@@ -18,7 +19,7 @@ use super::fail;
 pub(super) struct Hosts {
     /// Whose configuration
     #[arg(value_name = "CLIENT")]
-    client: ClientName,
+    client: Client,
     /// The mirror's address as clients reach it, such as <http://10.0.0.7:5050>; may be repeated
     #[arg(long, value_name = "URL", required_unless_present = "undo")]
     mirror: Vec<MirrorUrl>,
@@ -48,25 +49,6 @@ pub(super) struct Hosts {
     undo: Option<PathBuf>,
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum ClientName {
-    Containerd,
-    Docker,
-    Podman,
-    Crio,
-    K3s,
-    Openshift,
-    Buildkit,
-    Kaniko,
-    Talos,
-    Bottlerocket,
-    Eks,
-    Gke,
-    Kind,
-    K3d,
-    Minikube,
-}
-
 const HELP: &str = "\
 Name the mirror by an address: nodes pull without the cluster's name service. What is printed says where it belongs. With
 --write only files of our own are touched; a file that is there already is kept beside ours, and --undo brings it back byte
@@ -85,7 +67,7 @@ pub(super) fn run(args: &Hosts) -> ExitCode {
             mirror.host
         );
     }
-    let files = files_of(args.client.into(), &wanted);
+    let files = files_of(args.client, &wanted);
     if let Some(folder) = &args.write {
         return said(place(folder, &files));
     }
@@ -139,24 +121,12 @@ impl Hosts {
     }
 }
 
-impl From<ClientName> for Client {
-    fn from(name: ClientName) -> Self {
-        match name {
-            ClientName::Containerd => Self::Containerd,
-            ClientName::Docker => Self::Docker,
-            ClientName::Podman => Self::Podman,
-            ClientName::Crio => Self::Crio,
-            ClientName::K3s => Self::K3s,
-            ClientName::Openshift => Self::Openshift,
-            ClientName::Buildkit => Self::Buildkit,
-            ClientName::Kaniko => Self::Kaniko,
-            ClientName::Talos => Self::Talos,
-            ClientName::Bottlerocket => Self::Bottlerocket,
-            ClientName::Eks => Self::Eks,
-            ClientName::Gke => Self::Gke,
-            ClientName::Kind => Self::Kind,
-            ClientName::K3d => Self::K3d,
-            ClientName::Minikube => Self::Minikube,
-        }
+impl ValueEnum for Client {
+    fn value_variants<'a>() -> &'a [Self] {
+        &Self::ALL
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(PossibleValue::new(self.name()))
     }
 }

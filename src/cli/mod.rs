@@ -1,5 +1,6 @@
 //! One file per command, and the arguments that they share.
 
+mod ask;
 pub mod check_config;
 pub mod demo;
 pub mod doctor;

@@ -1,13 +1,12 @@
 //! `cachalot doctor --node`: whether this machine's container runtimes will really ask the mirror, and what to change.
 
-use std::io::{Read as _, Write as _};
-use std::net::{TcpStream, ToSocketAddrs as _};
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use crate::nodes::{Examined, MirrorUrl, examine};
 
+use super::ask::{connect, exchange};
 use super::{EXIT_FAILURE, fail};
 
 /// A mirror that takes longer to dial slows every pull down.
@@ -63,22 +62,17 @@ fn ask(found: &Examined, mirror: Option<&MirrorUrl>) -> bool {
 
 /// How long it took to dial. Without TLS, what it says is looked at too.
 fn answer(mirror: &MirrorUrl) -> Result<Duration, String> {
-    let port = if mirror.is_plain { 80 } else { 443 };
-    let has_port = mirror.host.rsplit_once(':').is_some_and(|(_, port)| port.bytes().all(|byte| byte.is_ascii_digit()));
-    let place = if has_port { mirror.host.clone() } else { format!("{}:{port}", mirror.host) };
-    let address = place.to_socket_addrs().map_err(|error| error.to_string())?.next();
-    let address = address.ok_or("its name has no address")?;
+    let place = if mirror.name.contains(':') {
+        format!("[{}]:{}", mirror.name, mirror.port)
+    } else {
+        format!("{}:{}", mirror.name, mirror.port)
+    };
     let begun = Instant::now();
-    let mut stream = TcpStream::connect_timeout(&address, PATIENCE).map_err(|error| error.to_string())?;
+    let stream = connect(&place, PATIENCE).map_err(|error| error.to_string())?;
     let dialled = begun.elapsed();
     if mirror.is_plain {
-        let asked = stream
-            .set_read_timeout(Some(PATIENCE))
-            .and_then(|()| write!(stream, "GET /v2/ HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", mirror.host));
-        asked.map_err(|error| error.to_string())?;
-        let mut head = [0; 64];
-        let read = stream.read(&mut head).map_err(|error| error.to_string())?;
-        let line = String::from_utf8_lossy(&head[..read]).lines().next().unwrap_or_default().to_owned();
+        let answer = exchange(&mirror.host, "/v2/", stream).map_err(|error| error.to_string())?;
+        let line = answer.lines().next().unwrap_or_default();
         // A mirror with [access] asks who it is, which is an answer too.
         if !["200", "401"].contains(&line.split(' ').nth(1).unwrap_or_default()) {
             return Err(format!("it says {line:?} to /v2/, which no registry does"));

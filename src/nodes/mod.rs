@@ -8,6 +8,7 @@ mod placing;
 mod proxies;
 mod registries;
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use url::Url;
@@ -59,6 +60,10 @@ pub struct MirrorUrl {
     pub url: String,
     /// Such as `10.0.0.7:5050`.
     pub host: String,
+    /// The host alone, such as `10.0.0.7`; an IPv6 address without brackets.
+    pub name: String,
+    /// The port, also where it is that of the scheme.
+    pub port: u16,
     /// Without TLS.
     pub is_plain: bool,
 }
@@ -138,14 +143,69 @@ fn origin(registry: &RegistryName) -> String {
     }
 }
 
+// === impl Client ===
+
+impl Client {
+    /// All of them.
+    pub const ALL: [Self; 15] = [
+        Self::Containerd,
+        Self::Docker,
+        Self::Podman,
+        Self::Crio,
+        Self::K3s,
+        Self::Openshift,
+        Self::Buildkit,
+        Self::Kaniko,
+        Self::Talos,
+        Self::Bottlerocket,
+        Self::Eks,
+        Self::Gke,
+        Self::Kind,
+        Self::K3d,
+        Self::Minikube,
+    ];
+
+    /// Its name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Containerd => "containerd",
+            Self::Docker => "docker",
+            Self::Podman => "podman",
+            Self::Crio => "crio",
+            Self::K3s => "k3s",
+            Self::Openshift => "openshift",
+            Self::Buildkit => "buildkit",
+            Self::Kaniko => "kaniko",
+            Self::Talos => "talos",
+            Self::Bottlerocket => "bottlerocket",
+            Self::Eks => "eks",
+            Self::Gke => "gke",
+            Self::Kind => "kind",
+            Self::K3d => "k3d",
+            Self::Minikube => "minikube",
+        }
+    }
+}
+
 // === impl MirrorUrl ===
 
 impl MirrorUrl {
     /// Whether only a cluster's own name service knows its name: nodes pull without that.
     pub fn is_cluster_name(&self) -> bool {
-        let name = self.host.rsplit_once(':').map_or(&*self.host, |(name, _)| name);
-        let is_address = name.starts_with('[') || name.parse::<std::net::IpAddr>().is_ok();
-        !is_address && name != "localhost" && (!name.contains('.') || name.split('.').any(|label| label == "svc"))
+        let name = &*self.name;
+        self.address().is_none()
+            && name != "localhost"
+            && (!name.contains('.') || name.split('.').any(|label| label == "svc"))
+    }
+
+    /// Whether it is this machine.
+    fn is_loopback(&self) -> bool {
+        self.name == "localhost" || self.address().is_some_and(|address| address.is_loopback())
+    }
+
+    /// Its address, if it is named by one.
+    fn address(&self) -> Option<IpAddr> {
+        self.name.parse().ok()
     }
 }
 
@@ -161,11 +221,14 @@ impl std::str::FromStr for MirrorUrl {
             "https" => false,
             _ => return Err(invalid()),
         };
-        let (Some(host), true, "", None) = (url.host_str(), is_bare, url.username(), url.password()) else {
+        let (Some(name), Some(port), true, "", None) =
+            (url.host_str(), url.port_or_known_default(), is_bare, url.username(), url.password())
+        else {
             return Err(invalid());
         };
-        let host = url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
-        Ok(Self { url: format!("{}://{host}", url.scheme()), host, is_plain })
+        let host = url.port().map_or_else(|| name.to_owned(), |port| format!("{name}:{port}"));
+        let name = name.trim_matches(['[', ']']).to_owned();
+        Ok(Self { url: format!("{}://{host}", url.scheme()), host, name, port, is_plain })
     }
 }
 

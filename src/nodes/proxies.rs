@@ -39,28 +39,19 @@ pub(super) fn look(root: &Path, mirror: Option<&MirrorUrl>, found: &mut Examined
                     "{service} reaches the mirror through a proxy: {variable} is set, and NO_PROXY does not name {}",
                     mirror.host
                 );
-                found.say(&path, what, format!("add {} to NO_PROXY, and restart {service}", host_of(mirror)));
+                found.say(&path, what, format!("add {} to NO_PROXY, and restart {service}", mirror.name));
             }
         }
     }
 }
 
-/// The host without its port.
-fn host_of(mirror: &MirrorUrl) -> &str {
-    let host = mirror.host.rsplit_once(':').map_or(&*mirror.host, |(host, port)| {
-        if port.bytes().all(|byte| byte.is_ascii_digit()) { host } else { &mirror.host }
-    });
-    host.trim_matches(['[', ']'])
-}
-
 /// Whether a list of exceptions names a mirror, as Go's programs read it.
 fn is_excepted(mirror: &MirrorUrl, without: &[String]) -> bool {
-    let host = host_of(mirror);
-    let address = host.parse::<std::net::IpAddr>().ok();
     // Go's programs never send this machine's own traffic to a proxy.
-    if host == "localhost" || address.is_some_and(|address| address.is_loopback()) {
+    if mirror.is_loopback() {
         return true;
     }
+    let (host, address) = (&*mirror.name, mirror.address());
     without.iter().any(|one| {
         let is_inside =
             || address.is_some_and(|address| one.parse().is_ok_and(|net: ipnet::IpNet| net.contains(&address)));

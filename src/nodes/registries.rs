@@ -15,11 +15,6 @@ struct Entry {
     table: Table,
 }
 
-/// Whether a host is this machine: Docker lets it go without TLS.
-fn is_loopback(host: &str) -> bool {
-    host.starts_with("localhost") || host.starts_with("127.") || host.starts_with("[::1]")
-}
-
 pub(super) fn docker(root: &Path, mirror: Option<&MirrorUrl>, found: &mut Examined) {
     let path = below(root, "etc/docker/daemon.json");
     let advice = "cachalot hosts docker --mirror URL";
@@ -45,7 +40,8 @@ pub(super) fn docker(root: &Path, mirror: Option<&MirrorUrl>, found: &mut Examin
     }
     let insecure = texts("insecure-registries");
     for one in &mine {
-        if one.is_plain && !is_loopback(&one.host) && !insecure.contains(&one.host) {
+        // To this machine Docker goes without TLS.
+        if one.is_plain && !one.is_loopback() && !insecure.contains(&one.host) {
             let what = format!("{} is without TLS, and insecure-registries does not allow that", one.host);
             found.say(&path, what, format!("\"insecure-registries\": [\"{}\"]", one.host));
         }
