@@ -1,7 +1,10 @@
 //! Bundles between two programs: exported from one store, carried, imported into another, and served there without any upstream.
 
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::{Command, Output};
+
+use tempfile::TempDir;
 
 use crate::support::client::{Request, send};
 use crate::support::images::{Image, Index, Manifest, sha256};
@@ -33,6 +36,18 @@ fn succeeds(output: &Output) -> String {
 fn fails(output: &Output) -> String {
     assert!(!output.status.success(), "{}", text(output));
     text(output)
+}
+
+fn in_folder(folder: &TempDir, name: &str) -> String {
+    folder.path().join(name).display().to_string()
+}
+
+/// An import that is killed when it has been given this much.
+fn import_in_part(site: &Program, part: &[u8]) {
+    let mut importing = site.start_command("import", &["-", "--pin", "site"]);
+    importing.stdin.take().unwrap().write_all(part).unwrap();
+    importing.kill().unwrap();
+    importing.wait().unwrap();
 }
 
 async fn get(serving: &Serving, path: &str, right: &[u8]) {
@@ -101,6 +116,14 @@ impl World {
         program
     }
 
+    /// All of it as a bundle, `site.tar` in a folder, with the program that wrote it. Upstream is gone.
+    async fn carried(&self) -> (Program, TempDir) {
+        let (program, folder) = (self.filled().await, tempfile::tempdir().unwrap());
+        self.registry.go_down().await;
+        succeeds(&program.run("export", &[APP, TOOL, "-o", &in_folder(&folder, "site.tar")]));
+        (program, folder)
+    }
+
     /// A program that holds nothing and never asks anybody.
     fn site(&self) -> Program {
         let program = Program::new(&self.registry, "64MiB");
@@ -115,7 +138,7 @@ async fn what_was_carried_over_is_served_without_upstream() {
     let program = world.filled().await;
     world.registry.go_down().await;
     let folder = tempfile::tempdir().unwrap();
-    let path = |name: &str| folder.path().join(name).display().to_string();
+    let path = |name: &str| in_folder(&folder, name);
     let said = succeeds(&program.run("export", &[APP, TOOL, "-o", &path("site.tar")]));
     assert!(said.contains("linux/amd64 linux/arm64") && said.contains("refers to them"), "{said}");
     succeeds(&program.run("export", &["tool:v2", "app:v1", "-o", &path("folder/")]));
@@ -159,11 +182,8 @@ async fn what_was_carried_over_is_served_without_upstream() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_takes_in_bundles_while_it_serves() {
     let world = World::new().await;
-    let program = world.filled().await;
-    world.registry.go_down().await;
-    let folder = tempfile::tempdir().unwrap();
-    let path = |name: &str| folder.path().join(name).display().to_string();
-    succeeds(&program.run("export", &[APP, TOOL, "-o", &path("site.tar")]));
+    let (program, folder) = world.carried().await;
+    let path = |name: &str| in_folder(&folder, name);
     succeeds(&program.run("export", &[APP, TOOL, "-o", &path("folder/")]));
     let bytes = std::fs::read(path("site.tar")).unwrap();
     for source in ["site.tar", "folder", "-"] {
@@ -177,7 +197,7 @@ async fn a_server_takes_in_bundles_while_it_serves() {
         let mut importing = site.start_command("import", &arguments);
         let mut input = importing.stdin.take().unwrap();
         if source == "-" {
-            std::io::Write::write_all(&mut input, &bytes).unwrap();
+            input.write_all(&bytes).unwrap();
         }
         drop(input);
         assert!(importing.wait().unwrap().success(), "{}", serving.logged());
@@ -197,11 +217,8 @@ async fn a_server_takes_in_bundles_while_it_serves() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_can_not_take_a_bundle_says_why_and_goes_on() {
     let world = World::new().await;
-    let program = world.filled().await;
-    world.registry.go_down().await;
-    let folder = tempfile::tempdir().unwrap();
-    let path = |name: &str| folder.path().join(name).display().to_string();
-    succeeds(&program.run("export", &[APP, TOOL, "-o", &path("site.tar")]));
+    let (_program, folder) = world.carried().await;
+    let path = |name: &str| in_folder(&folder, name);
     let bytes = std::fs::read(path("site.tar")).unwrap();
     let site = world.site();
     let serving = site.serve().await;
@@ -217,11 +234,7 @@ async fn a_server_that_can_not_take_a_bundle_says_why_and_goes_on() {
     let refused = send(serving.admin, &nothing).await;
     assert_eq!((refused.status(), refused.json()["error"]["code"].as_str()), (422, Some("bundle")));
     // A client that is gone in the middle.
-    let mut importing = site.start_command("import", &["-", "--pin", "site"]);
-    let mut input = importing.stdin.take().unwrap();
-    std::io::Write::write_all(&mut input, &bytes[..bytes.len() * 2 / 3]).unwrap();
-    importing.kill().unwrap();
-    importing.wait().unwrap();
+    import_in_part(&site, &bytes[..bytes.len() * 2 / 3]);
     for parameter in ["pin=.", "public=yes", "under=a:b", "other=1"] {
         let request = Request::new("POST", format!("/api/v1/imports?{parameter}")).body(&bytes[..512]);
         assert_eq!(send(serving.admin, &request).await.status(), 400, "{parameter}");
@@ -242,20 +255,14 @@ async fn a_server_that_can_not_take_a_bundle_says_why_and_goes_on() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_import_that_is_killed_is_run_again() {
     let world = World::new().await;
-    let program = world.filled().await;
-    let folder = tempfile::tempdir().unwrap();
-    let bundle = folder.path().join("site.tar");
-    succeeds(&program.run("export", &[APP, TOOL, "-o", &bundle.display().to_string()]));
+    let (_program, folder) = world.carried().await;
+    let bundle = in_folder(&folder, "site.tar");
     let bytes = std::fs::read(&bundle).unwrap();
     let site = world.site();
     // From here on there is a store to look into.
     fails(&site.run("import", &["absent.tar"]));
     for part in [2000, bytes.len() / 3, bytes.len() * 2 / 3, bytes.len() - 600] {
-        let mut importing = site.start_command("import", &["-", "--pin", "site"]);
-        let mut input = importing.stdin.take().unwrap();
-        std::io::Write::write_all(&mut input, &bytes[..part]).unwrap();
-        importing.kill().unwrap();
-        importing.wait().unwrap();
+        import_in_part(&site, &bytes[..part]);
         assert!(!succeeds(&site.run("images", &[])).contains("docker.io"));
         assert!(succeeds(&site.run("verify", &[])).contains("0 are wrong"));
     }
@@ -263,7 +270,7 @@ async fn an_import_that_is_killed_is_run_again() {
     let unused = succeeds(&site.run("rm", &["--unused"]));
     assert!(unused.contains("removed what no image uses") && !unused.contains("0 blobs"), "{unused}");
     assert!(succeeds(&site.run("verify", &[])).starts_with("0 blobs are right"));
-    succeeds(&site.run("import", &[&bundle.display().to_string()]));
+    succeeds(&site.run("import", &[&bundle]));
     let serving = site.serve().await;
     assert!(succeeds(&site.run("rm", &["--unused"])).contains("0 B freed, 0 blobs"));
     world.pull(&serving).await;
@@ -296,7 +303,7 @@ async fn a_bundle_that_is_wrong_changes_nothing() {
     let world = World::new().await;
     let program = world.filled().await;
     let folder = tempfile::tempdir().unwrap();
-    let path = |name: &str| folder.path().join(name).display().to_string();
+    let path = |name: &str| in_folder(&folder, name);
     succeeds(&program.run("export", &[TOOL, "-o", &path("tool/")]));
     let layer = &world.image.layers[0];
     assert_eq!(sha256(&layer.bytes), layer.digest);
@@ -320,11 +327,8 @@ async fn a_bundle_that_is_wrong_changes_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_site_with_credentials_gives_out_what_was_imported_as_public_and_nothing_else() {
     let world = World::new().await;
-    let program = world.filled().await;
-    world.registry.go_down().await;
-    let folder = tempfile::tempdir().unwrap();
-    let bundle = folder.path().join("site.tar").display().to_string();
-    succeeds(&program.run("export", &[APP, TOOL, "-o", &bundle]));
+    let (_program, folder) = world.carried().await;
+    let bundle = in_folder(&folder, "site.tar");
     let credentials = "[upstreams.\"docker.io\"]\ncredentials = [{ username = \"bot\", password = \"word\" }]\n";
     let site = world.site();
     site.configure(credentials);

@@ -102,18 +102,7 @@ fn what_was_seeded_outside_is_carried_inside_and_run_there() {
 
     let containerd = Containerd::start(&mirror);
     let name = containerd.pull(&FIXTURE.multi, By::Tag);
-    let said = run(&mut containerd.ctr(&[
-        "run",
-        "--rm",
-        "--snapshotter",
-        "native",
-        &name,
-        "one",
-        "/bin/busybox",
-        "echo",
-        "past the gap",
-    ]));
-    assert_eq!(said, b"past the gap\n");
+    containerd.run_to_say(&name, "past the gap");
 
     mirror.kill();
     let sockets = Sockets::read(&inside);

@@ -154,18 +154,7 @@ fn a_bundle_of_one_platform_of_an_index_is_taken_by_all() {
     run(containerd.ctr(&["images", "import", "--snapshotter", "native"]).arg(&bundle));
     let listed = run(containerd.ctr(&["images", "ls"]).arg(format!("name=={name}")));
     assert!(String::from_utf8_lossy(&listed).contains(&image.digest), "{}", String::from_utf8_lossy(&listed));
-    let said = run(&mut containerd.ctr(&[
-        "run",
-        "--rm",
-        "--snapshotter",
-        "native",
-        &name,
-        "one",
-        "/bin/busybox",
-        "echo",
-        "hello",
-    ]));
-    assert_eq!(said, b"hello\n");
+    containerd.run_to_say(&name, "hello");
 
     let podman = Podman::new("127.0.0.1:1");
     run(podman.command(&["load", "--quiet", "--signature-policy"]).arg(&FIXTURE.policy).arg("--input").arg(&bundle));

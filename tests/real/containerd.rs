@@ -109,6 +109,13 @@ impl Containerd {
         self.folder.path().join("root")
     }
 
+    /// Runs a container of an image that it holds, which says `word` and ends.
+    pub(crate) fn run_to_say(&self, name: &str, word: &str) {
+        let said =
+            run(&mut self.ctr(&["run", "--rm", "--snapshotter", "native", name, "one", "/bin/busybox", "echo", word]));
+        assert_eq!(String::from_utf8_lossy(&said), format!("{word}\n"));
+    }
+
     pub(crate) fn ctr(&self, arguments: &[&str]) -> Command {
         let mut command = tool("ctr");
         command.arg("--address").arg(self.mounts.0.join("socket")).args(arguments);
@@ -170,7 +177,5 @@ fn containerd_runs_an_image_that_it_pulled_through_the_mirror() {
     let mirror = Mirror::start(&upstream);
     let containerd = Containerd::start(&mirror);
     let name = containerd.pull(&FIXTURE.busybox, By::Tag);
-    let arguments =
-        ["run", "--rm", "--snapshotter", "native", &name, "one", "/bin/busybox", "echo", "from a container"];
-    assert_eq!(run(&mut containerd.ctr(&arguments)), b"from a container\n");
+    containerd.run_to_say(&name, "from a container");
 }
