@@ -44,3 +44,6 @@ pub mod shutdown;
 pub mod tasks;
 pub mod telemetry;
 pub mod workloads;
+
+/// What this is: version, commit, platform and profile of the build.
+pub const VERSION: &str = env!("CACHALOT_VERSION");

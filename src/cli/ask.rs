@@ -2,21 +2,73 @@
 
 use std::io::{self, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, ClientConnection, StreamOwned};
+
+use crate::nodes::MirrorUrl;
 
 /// The most that is read of an answer.
-const ANSWER_BYTES_MAX: u64 = 16 * 1024;
+const ANSWER_BYTES_MAX: u64 = 1 << 20;
 
-/// Asks for a path over a connection, and reads the answer, head and all, as far as it is short.
-pub(super) fn exchange(address: &str, path: &str, mut stream: impl Read + Write) -> io::Result<String> {
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
+/// What was said to a question.
+pub(super) struct Answer {
+    /// The status line.
+    pub(super) line: String,
+    /// What comes after the head.
+    pub(super) body: String,
+}
+
+/// Asks for a path over a connection, and reads the answer as far as it is short. By HTTP/1.0, whose bodies are as they are.
+/// `head` is further lines for the question, each with its end.
+pub(super) fn exchange(address: &str, path: &str, head: &str, mut stream: impl Read + Write) -> io::Result<Answer> {
+    write!(stream, "GET {path} HTTP/1.0\r\nHost: {address}\r\n{head}\r\n")?;
     stream.flush()?;
     let mut answer = Vec::new();
     match stream.take(ANSWER_BYTES_MAX).read_to_end(&mut answer) {
         // The connection's end need not be announced.
         Err(error) if error.kind() != io::ErrorKind::UnexpectedEof || answer.is_empty() => Err(error),
-        _ => Ok(String::from_utf8_lossy(&answer).into_owned()),
+        _ => {
+            let text = String::from_utf8_lossy(&answer);
+            let (head, body) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
+            let line = head.lines().next().unwrap_or_default();
+            Ok(Answer { line: line.to_owned(), body: body.to_owned() })
+        }
     }
+}
+
+/// TLS over a connection to `address`, a host and a port.
+pub(super) fn secured(
+    address: &str,
+    settings: ClientConfig,
+    stream: TcpStream,
+) -> io::Result<StreamOwned<ClientConnection, TcpStream>> {
+    let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
+    let name = ServerName::try_from(host.trim_matches(['[', ']']).to_owned()).map_err(io::Error::other)?;
+    let session = ClientConnection::new(Arc::new(settings), name).map_err(io::Error::other)?;
+    Ok(StreamOwned::new(session, stream))
+}
+
+/// Asks a mirror whether it is one. Returns how long it took to dial. Without TLS, what it says is looked at too.
+pub(super) fn ask_mirror(mirror: &MirrorUrl, patience: Duration) -> Result<Duration, String> {
+    let place = if mirror.name.contains(':') {
+        format!("[{}]:{}", mirror.name, mirror.port)
+    } else {
+        format!("{}:{}", mirror.name, mirror.port)
+    };
+    let begun = Instant::now();
+    let stream = connect(&place, patience).map_err(|error| error.to_string())?;
+    let dialled = begun.elapsed();
+    if mirror.is_plain {
+        let answer = exchange(&mirror.host, "/v2/", "", stream).map_err(|error| error.to_string())?;
+        // A mirror with [access] asks who it is, which is an answer too.
+        if ![Some(200), Some(401)].contains(&answer.status()) {
+            return Err(format!("it says {:?} to /v2/, which no registry does", answer.line));
+        }
+    }
+    Ok(dialled)
 }
 
 /// Connects to an address, or to a name: each of its addresses is tried. Each may take so long, and so may each read and write
@@ -34,6 +86,15 @@ pub(super) fn connect(address: &str, timeout: Duration) -> io::Result<TcpStream>
     stream.set_read_timeout(Some(timeout))?;
     stream.set_write_timeout(Some(timeout))?;
     Ok(stream)
+}
+
+// === impl Answer ===
+
+impl Answer {
+    /// The status, if this is HTTP.
+    pub(super) fn status(&self) -> Option<u16> {
+        self.line.strip_prefix("HTTP/1.")?.split(' ').nth(1)?.parse().ok()
+    }
 }
 
 #[cfg(test)]

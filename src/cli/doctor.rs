@@ -55,7 +55,7 @@ struct Walk<'a> {
 /// Runs the command.
 pub(super) fn main(doctor: &Doctor) -> ExitCode {
     if doctor.node {
-        return super::node::look(&doctor.root, doctor.mirror.as_ref());
+        return super::doctor_node::look(&doctor.root, doctor.mirror.as_ref());
     }
     let config = match doctor.settings.load() {
         Ok(config) => config,

@@ -2,13 +2,9 @@
 
 use std::io;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::pki_types::ServerName;
-use rustls::{ClientConnection, StreamOwned};
-
-use super::ask::{connect, exchange};
+use super::ask::{Answer, connect, exchange, secured};
 use super::{Settings, fail, fail_config};
 use crate::server::listen;
 use crate::upstream;
@@ -53,11 +49,8 @@ pub(super) fn run(healthcheck: &Healthcheck) -> ExitCode {
     };
     let address = &target.address;
     match target.ask() {
-        Ok(answer) if answer.starts_with("HTTP/1.1 200") => ExitCode::SUCCESS,
-        Ok(answer) => {
-            let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body.trim());
-            fail(&format!("{address} is not ready: {body}"))
-        }
+        Ok(answer) if answer.status() == Some(200) => ExitCode::SUCCESS,
+        Ok(answer) => fail(&format!("{address} is not ready: {}", answer.body.trim())),
         Err(error) => fail(&format!("{address} does not answer: {error}")),
     }
 }
@@ -74,17 +67,14 @@ impl Target {
     }
 
     /// Asks at an address, or at a name: each of its addresses is tried.
-    fn ask(&self) -> io::Result<String> {
+    fn ask(&self) -> io::Result<Answer> {
         let stream = connect(&self.address, TIMEOUT)?;
         if !self.tls {
-            return exchange(&self.address, PATH, stream);
+            return exchange(&self.address, PATH, "", stream);
         }
         // It is asked how it is, and told nothing: whose certificate it shows doesn't matter. Certificates that have expired
         // are for others to notice.
         let settings = upstream::tls_settings_for_anyone().map_err(io::Error::other)?;
-        let host = self.address.rsplit_once(':').map_or(&*self.address, |(host, _)| host);
-        let name = ServerName::try_from(host.trim_matches(['[', ']']).to_owned()).map_err(io::Error::other)?;
-        let session = ClientConnection::new(Arc::new(settings), name).map_err(io::Error::other)?;
-        exchange(&self.address, PATH, StreamOwned::new(session, stream))
+        exchange(&self.address, PATH, "", secured(&self.address, settings, stream)?)
     }
 }

@@ -13,19 +13,18 @@ use crate::oci::RegistryName;
 
 use super::fail;
 
-/// The arguments of `hosts`.
+/// What clients are to be told.
 #[derive(Debug, Args)]
-#[command(after_long_help = HELP)]
-pub(super) struct Hosts {
-    /// Whose configuration
-    #[arg(value_name = "CLIENT")]
-    client: Client,
+pub(super) struct Told {
     /// The mirror's address as clients reach it, such as <http://10.0.0.7:5050>; may be repeated
-    #[arg(long, value_name = "URL", required_unless_present = "undo")]
+    #[arg(long, value_name = "URL")]
     mirror: Vec<MirrorUrl>,
     /// A registry that is mirrored; may be repeated. Otherwise all, or those that need no configuration
     #[arg(long, value_name = "NAME")]
     registry: Vec<RegistryName>,
+    /// Registry that is asked itself all the same (containerd); may be repeated
+    #[arg(long, value_name = "NAME")]
+    except: Vec<RegistryName>,
     /// Leave no way round the mirror; otherwise clients ask the real registry where the mirror can't help
     #[arg(long)]
     strict: bool,
@@ -41,6 +40,17 @@ pub(super) struct Hosts {
     /// Have signatures looked for beside images (podman, CRI-O)
     #[arg(long)]
     sigstore: bool,
+}
+
+/// The arguments of `hosts`.
+#[derive(Debug, Args)]
+#[command(after_long_help = HELP)]
+pub(super) struct Hosts {
+    /// Whose configuration
+    #[arg(value_name = "CLIENT")]
+    client: Client,
+    #[command(flatten)]
+    told: Told,
     /// Write the files into this folder: containerd's certs.d, registries.conf.d, …
     #[arg(long, value_name = "DIR", conflicts_with = "undo")]
     write: Option<PathBuf>,
@@ -60,7 +70,14 @@ pub(super) fn run(args: &Hosts) -> ExitCode {
     if let Some(folder) = &args.undo {
         return said(take_back(folder));
     }
-    let wanted = args.wanted();
+    let told = &args.told;
+    if !told.except.is_empty() && args.client != Client::Containerd {
+        return fail("only containerd can be told of exceptions: name the registries that are mirrored, by --registry");
+    }
+    let wanted = match told.wanted() {
+        Ok(wanted) => wanted,
+        Err(problem) => return fail(&problem),
+    };
     for mirror in wanted.mirrors.iter().filter(|mirror| mirror.is_cluster_name()) {
         eprintln!(
             "cachalot: {} looks like a name inside a cluster, which nodes can't look up; give an address",
@@ -101,25 +118,32 @@ fn header(text: &str) -> Result<(String, String), String> {
     Ok((name.to_owned(), value.trim().to_owned()))
 }
 
-// === impl Hosts ===
+// === impl Told ===
 
-impl Hosts {
-    fn wanted(&self) -> Wanted {
+impl Told {
+    /// The same for those who write it. Fails without a mirror.
+    pub(super) fn wanted(&self) -> Result<Wanted, String> {
+        if self.mirror.is_empty() {
+            return Err("name the mirror: --mirror http://ADDRESS:PORT".to_owned());
+        }
         // The registries that need no configuration are those of an empty one.
         let known = config::load_text("").map(|config| config.upstreams).unwrap_or_default();
         let known = known.iter().filter_map(|upstream| upstream.name.to_string().parse().ok()).collect();
-        Wanted {
+        Ok(Wanted {
             mirrors: self.mirror.clone(),
             registries: self.registry.clone(),
             known,
+            except: self.except.clone(),
             strict: self.strict,
             ca_file: self.ca.clone(),
             headers: self.header.clone(),
             dial_timeout: Duration::from_millis(self.dial_timeout),
             sigstore: self.sigstore,
-        }
+        })
     }
 }
+
+// === impl Client ===
 
 impl ValueEnum for Client {
     fn value_variants<'a>() -> &'a [Self] {

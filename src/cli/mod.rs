@@ -3,7 +3,9 @@
 mod ask;
 pub mod check_config;
 pub mod demo;
+mod completions;
 pub mod doctor;
+mod doctor_node;
 mod export;
 mod have;
 pub mod healthcheck;
@@ -29,7 +31,7 @@ use crate::config::{Config, ConfigErrors, EXIT_CONFIG, Env as _, Flags, ProcessE
 
 /// A pull-through caching OCI registry mirror that verifies every byte
 #[derive(Debug, Parser)]
-#[command(name = "cachalot", version, about, max_term_width = 100)]
+#[command(name = "cachalot", version = crate::VERSION, about, max_term_width = 100)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -47,6 +49,8 @@ enum Command {
     Doctor(doctor::Doctor),
     /// Print or write what brings a client to the mirror: containerd, Docker, podman, k3s, Talos and others
     Hosts(hosts::Hosts),
+    /// Configure the machine that this runs on, as the chart's DaemonSets do
+    Node(node::Node),
     /// Ask a running server whether it's ready; exit code 0 if it is
     Healthcheck(healthcheck::Healthcheck),
     /// Hash again all that is held; exit code 0 if everything is right
@@ -67,6 +71,8 @@ enum Command {
     Export(export::Export),
     /// Take a bundle in
     Import(import::Import),
+    /// Print what lets a shell complete this command line
+    Completions(completions::Completions),
 }
 
 /// Where the configuration comes from, and what overrides it.
@@ -109,6 +115,7 @@ pub fn main() -> ExitCode {
         Command::CheckConfig(settings) => check_config::main(&settings),
         Command::Doctor(doctor) => doctor::main(&doctor),
         Command::Hosts(args) => hosts::run(&args),
+        Command::Node(node) => node::run(&node),
         Command::Healthcheck(healthcheck) => healthcheck::run(&healthcheck),
         Command::Verify(verify) => verify::run(&verify),
         Command::Seed(args) => seed::run(&args),
@@ -119,6 +126,7 @@ pub fn main() -> ExitCode {
         Command::Unpin(args) => pin::unpin(&args),
         Command::Export(args) => export::run(&args),
         Command::Import(args) => import::run(&args),
+        Command::Completions(args) => completions::run(&args),
     }
 }
 

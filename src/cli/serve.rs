@@ -30,7 +30,7 @@ pub(super) fn run(settings: &Settings) -> ExitCode {
 }
 
 async fn serve(config: Config, source: ConfigSource) -> ExitCode {
-    tracing::info!("cachalot {}", env!("CARGO_PKG_VERSION"));
+    tracing::info!("cachalot {}", crate::VERSION);
     let limit = listen::raise_descriptor_limit();
     tracing::debug!(?limit, "raised the limit of open files");
     let running = match app::start_with(&config, Some(source), None).await {

@@ -18,8 +18,17 @@ pub(super) fn files(wanted: &Wanted) -> Vec<ClientFile> {
     };
     let mut files: Vec<_> = match &wanted.registries[..] {
         [] => vec![file(None)],
-        registries => registries.iter().map(|registry| file(Some(registry))).collect(),
+        registries => {
+            let mirrored = registries.iter().filter(|registry| !wanted.except.contains(registry));
+            mirrored.map(|registry| file(Some(registry))).collect()
+        }
     };
+    // A folder of its own keeps a registry from those that have none; what says nothing but where it is, leads there.
+    for except in &wanted.except {
+        let path = format!("{}/hosts.toml", folder(except.as_str()));
+        let text = format!("# {MARK}\nserver = {}\n", quoted(&origin(except)));
+        files.push(ClientFile::new(format!("/etc/containerd/certs.d/{path}"), Some(&path), text));
+    }
     if let Some(first) = files.first_mut() {
         first.notes.push(
             "containerd reads the folder that config_path of its registry section names, and only one: \

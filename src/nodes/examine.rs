@@ -58,6 +58,21 @@ pub fn examine(root: &Path, mirror: Option<&MirrorUrl>) -> Examined {
 }
 
 fn containerd(root: &Path, mirror: Option<&MirrorUrl>, found: &mut Examined) {
+    if let Some(folder) = hosts_folder(root, found) {
+        hosts_files(&folder.path, mirror, found);
+    }
+}
+
+/// Where containerd looks for hosts.toml files.
+pub(super) struct HostsFolder {
+    /// The first of them, if it is told of several.
+    pub(super) path: PathBuf,
+    /// Unless its configuration keeps it from reading them.
+    pub(super) is_read: bool,
+}
+
+/// Finds the folder by containerd's configuration, and says what is wrong there; nothing if containerd can't read that at all.
+pub(super) fn hosts_folder(root: &Path, found: &mut Examined) -> Option<HostsFolder> {
     let path = root.join("etc/containerd/config.toml");
     let config = match read_toml(&path) {
         Ok(Some(config)) => with_imports(root, config, found),
@@ -66,7 +81,10 @@ fn containerd(root: &Path, mirror: Option<&MirrorUrl>, found: &mut Examined) {
             found.say(&path, what, "write one with config_path = \"/etc/containerd/certs.d\"; see docs/clients.md");
             Table::new()
         }
-        Err(error) => return found.say(&path, error, "containerd does not start with it: mend it"),
+        Err(error) => {
+            found.say(&path, error, "containerd does not start with it: mend it");
+            return None;
+        }
     };
     let version = config.get("version").and_then(Value::as_integer).unwrap_or(1);
     let section = SECTIONS.iter().find(|(of, _)| *of == version).map_or(SECTIONS[2].1, |(_, section)| section);
@@ -81,19 +99,17 @@ fn containerd(root: &Path, mirror: Option<&MirrorUrl>, found: &mut Examined) {
     let registry = registry(&config, section).unwrap_or(&empty);
     let config_path = registry.get("config_path").and_then(Value::as_str).unwrap_or_default();
     let old: Vec<_> = ["mirrors", "configs"].into_iter().filter(|table| registry.contains_key(*table)).collect();
-    if !old.is_empty() && !config_path.is_empty() {
+    let (has_old, has_none) = (!old.is_empty() && !config_path.is_empty(), config_path.is_empty() && !config.is_empty());
+    if has_old {
         let what = format!(
             "registry.{} stands beside config_path, and containerd takes only one of them",
             old.join(" and registry.")
         );
         found.say(&path, what, "remove the older tables");
-    } else if config_path.is_empty() && !config.is_empty() {
+    } else if has_none {
         let what = "config_path is not set, so no hosts.toml is read";
-        found.say(
-            &path,
-            what,
-            format!("set config_path = \"/etc/containerd/certs.d\" in [plugins.\"{section}\".registry]"),
-        );
+        let advice = format!("set config_path = \"/etc/containerd/certs.d\" in [plugins.\"{section}\".registry]");
+        found.say(&path, what, advice);
     }
     let transfer = config.get("plugins").and_then(|plugins| plugins.get("io.containerd.transfer.v1.local"));
     let transfer = transfer.and_then(|local| local.get("config_path")).and_then(Value::as_str);
@@ -104,7 +120,7 @@ fn containerd(root: &Path, mirror: Option<&MirrorUrl>, found: &mut Examined) {
         }
     }
     let folder = config_path.split(':').next().filter(|folder| !folder.is_empty()).unwrap_or("/etc/containerd/certs.d");
-    hosts_files(&below(root, folder), mirror, found);
+    Some(HostsFolder { path: below(root, folder), is_read: !has_old && !has_none })
 }
 
 /// The registry section of a plugin.

@@ -20,6 +20,7 @@ fn hosts(client: Client) -> String {
         mirrors: vec![MIRROR.parse().unwrap()],
         registries: vec!["docker.io".parse().unwrap()],
         known: Vec::new(),
+        except: Vec::new(),
         strict: false,
         ca_file: None,
         headers: Vec::new(),

@@ -4,6 +4,7 @@ mod clients;
 mod clusters;
 mod containerd;
 mod examine;
+mod machine;
 mod placing;
 mod proxies;
 mod registries;
@@ -16,7 +17,8 @@ use url::Url;
 use crate::oci::RegistryName;
 
 pub use examine::{Examined, Problem, examine};
-pub use placing::{PlacingError, place, take_back};
+pub use machine::{CERTS_FOLDER, CertsFolder, Unfit, certs_folder};
+pub use placing::{PlacingError, copy_program, place, take_back};
 
 /// Whose configuration is wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,6 +84,8 @@ pub struct Wanted {
     pub registries: Vec<RegistryName>,
     /// The registries that are named one by one where a client knows no "all".
     pub known: Vec<RegistryName>,
+    /// Registries that are asked themselves, whatever else is mirrored (containerd).
+    pub except: Vec<RegistryName>,
     /// There is no way round the mirrors.
     pub strict: bool,
     /// The authority of the mirrors' certificate, where it lies on the client.

@@ -45,6 +45,9 @@ struct Notes {
     files: BTreeMap<String, Note>,
     /// Folders that were made for them.
     folders: Vec<String>,
+    /// The folder itself was made for them too.
+    #[serde(default)]
+    made_root: bool,
 }
 
 /// A file of ours.
@@ -72,8 +75,10 @@ pub fn place(folder: &Path, files: &[ClientFile]) -> Result<Done, PlacingError> 
     if files.is_empty() {
         return Err(PlacingError::NoFiles);
     }
+    let is_new = !folder.exists();
     make_folder(folder)?;
     let mut notes = Notes::read(folder)?;
+    notes.made_root |= is_new;
     let mut done = Vec::new();
     let gone: Vec<String> = notes.files.keys().filter(|path| !files.contains_key(path.as_str())).cloned().collect();
     for path in gone {
@@ -104,7 +109,7 @@ pub fn place(folder: &Path, files: &[ClientFile]) -> Result<Done, PlacingError> 
             remove(&before)?;
             fs::hard_link(&target, &before).map_err(at(&before))?;
         }
-        publish(&target, text.as_bytes())?;
+        publish(&target, text.as_bytes(), 0o644)?;
         done.push(format!("wrote {}", target.display()));
     }
     notes.write(folder)?;
@@ -118,7 +123,21 @@ pub fn take_back(folder: &Path) -> Result<Done, PlacingError> {
         notes.take_back(folder, &path, &mut done)?;
     }
     notes.write(folder)?;
+    if notes.made_root {
+        // As above: it stays if somebody put something into it.
+        let _ = fs::remove_dir(folder);
+    }
     Ok(done)
+}
+
+/// Copies the running program into a folder, for containers that have nothing else to run. Returns where it lies.
+pub fn copy_program(folder: &Path) -> Result<PathBuf, PlacingError> {
+    let program = std::env::current_exe().map_err(at(Path::new("/proc/self/exe")))?;
+    let bytes = fs::read(&program).map_err(at(&program))?;
+    let target = folder.join(env!("CARGO_PKG_NAME"));
+    make_folder(folder)?;
+    publish(&target, &bytes, 0o755)?;
+    Ok(target)
 }
 
 // === impl Notes ===
@@ -137,7 +156,7 @@ impl Notes {
             return remove(&path);
         }
         let text = serde_json::to_vec_pretty(self).map_err(|error| at(&path)(io::Error::other(error)))?;
-        publish(&path, &text)
+        publish(&path, &text, 0o644)
     }
 
     /// Whether it is what was written there; files with a place for that say it also by themselves.
@@ -223,11 +242,11 @@ fn remove(path: &Path) -> Result<(), PlacingError> {
 }
 
 /// Writes a file under another name, and gives it its own when it is on the disk.
-fn publish(target: &Path, bytes: &[u8]) -> Result<(), PlacingError> {
+fn publish(target: &Path, bytes: &[u8], mode: u32) -> Result<(), PlacingError> {
     let parent = target.parent().unwrap_or(Path::new("."));
     let mut staged = tempfile::Builder::new()
         .prefix(".cachalot-")
-        .permissions(fs::Permissions::from_mode(0o644))
+        .permissions(fs::Permissions::from_mode(mode))
         .tempfile_in(parent)
         .map_err(at(parent))?;
     staged.write_all(bytes).and_then(|()| staged.as_file().sync_all()).map_err(at(target))?;

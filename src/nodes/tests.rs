@@ -13,6 +13,7 @@ fn wanted(registries: &[&str]) -> Wanted {
         mirrors: vec!["http://10.0.0.7:5050".parse().unwrap()],
         registries: registries.iter().map(|registry| registry.parse().unwrap()).collect(),
         known: ["docker.io", "quay.io"].map(|registry| registry.parse().unwrap()).to_vec(),
+        except: Vec::new(),
         strict: false,
         ca_file: None,
         headers: Vec::new(),

@@ -46,7 +46,7 @@ const HOMES: [(&str, &[&str]); 26] = [
     ("http_body_util", &["server/", "demo/"]),
     ("tower", &["server/", "demo/"]),
     ("reqwest", &["upstream/", "api_client.rs"]),
-    ("rustls", &["upstream/", "server/", "cli/healthcheck.rs"]),
+    ("rustls", &["upstream/", "server/", "cli/ask.rs"]),
     ("tokio_rustls", &["server/"]),
     ("bcrypt", &["server/auth/"]),
     ("sd_notify", &["cli/serve.rs"]),

@@ -25,6 +25,7 @@ mod lazy;
 mod live;
 mod metrics;
 mod multipart;
+mod node;
 mod overload;
 mod power;
 mod profiles;
