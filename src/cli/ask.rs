@@ -24,7 +24,8 @@ pub(super) struct Answer {
 /// Asks for a path over a connection, and reads the answer as far as it is short. By HTTP/1.0, whose bodies are as they are.
 /// `head` is further lines for the question, each with its end.
 pub(super) fn exchange(address: &str, path: &str, head: &str, mut stream: impl Read + Write) -> io::Result<Answer> {
-    write!(stream, "GET {path} HTTP/1.0\r\nHost: {address}\r\n{head}\r\n")?;
+    // In one piece: who has read a part of it may answer and hang up.
+    stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: {address}\r\n{head}\r\n").as_bytes())?;
     stream.flush()?;
     let mut answer = Vec::new();
     match stream.take(ANSWER_BYTES_MAX).read_to_end(&mut answer) {

@@ -125,9 +125,14 @@ impl Answering {
                     return;
                 }
                 let mut stream = stream.unwrap();
-                let mut question = [0; 4096];
-                let got = stream.read(&mut question).unwrap_or(0);
-                if got > 0 {
+                let (mut question, mut piece) = (Vec::new(), [0; 4096]);
+                while !question.ends_with(b"\r\n\r\n") {
+                    match stream.read(&mut piece).unwrap_or(0) {
+                        0 => break,
+                        got => question.extend_from_slice(&piece[..got]),
+                    }
+                }
+                if !question.is_empty() {
                     let body = body();
                     let _ = write!(stream, "HTTP/1.0 {status}\r\nContent-Length: {}\r\n\r\n{body}", body.len());
                 }
