@@ -2,8 +2,8 @@
 
 mod ask;
 pub mod check_config;
-pub mod demo;
 mod completions;
+pub mod demo;
 pub mod doctor;
 mod doctor_node;
 mod export;

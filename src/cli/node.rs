@@ -160,9 +160,10 @@ impl Configure {
             say(&format!("careful: {}: {}; {}", doubt.place.display(), doubt.what, doubt.advice));
         }
         until(self.patience.map(Duration::from_secs), || {
-            let refusals = wanted.mirrors.iter().map(|mirror| {
-                ask_mirror(mirror, TIMEOUT).err().map(|problem| format!("{}: {problem}", mirror.url))
-            });
+            let refusals = wanted
+                .mirrors
+                .iter()
+                .map(|mirror| ask_mirror(mirror, TIMEOUT).err().map(|problem| format!("{}: {problem}", mirror.url)));
             let refusals: Vec<String> = refusals.collect::<Option<_>>().unwrap_or_default();
             let nobody = format!("no mirror answers from here: {}", refusals.join("; "));
             if refusals.is_empty() { Ok(()) } else { Err(nobody) }
@@ -223,9 +224,8 @@ impl Await {
     }
 
     fn ask(&self) -> io::Result<Answer> {
-        let of_account = |name: &str| {
-            files::read_text(&self.account.join(name), ACCOUNT_BYTES_MAX).map_err(io::Error::other)
-        };
+        let of_account =
+            |name: &str| files::read_text(&self.account.join(name), ACCOUNT_BYTES_MAX).map_err(io::Error::other);
         let namespace = of_account("namespace")?;
         let path = format!("/apis/apps/v1/namespaces/{}/daemonsets/{}", namespace.trim(), self.name);
         let head = format!("Accept: application/json\r\nAuthorization: Bearer {}\r\n", of_account("token")?.trim());
@@ -235,7 +235,8 @@ impl Await {
         let variable = |name: &str| env::var(name).map_err(|_| io::Error::other(format!("{name} is not set: no pod")));
         let (host, port) = (variable("KUBERNETES_SERVICE_HOST")?, variable("KUBERNETES_SERVICE_PORT")?);
         let address = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
-        let settings = upstream::tls_settings(Some(Path::new(&self.account.join("ca.crt")))).map_err(io::Error::other)?;
+        let settings =
+            upstream::tls_settings(Some(Path::new(&self.account.join("ca.crt")))).map_err(io::Error::other)?;
         exchange(&address, &path, &head, secured(&address, settings, connect(&address, TIMEOUT)?)?)
     }
 }

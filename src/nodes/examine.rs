@@ -99,7 +99,8 @@ pub(super) fn hosts_folder(root: &Path, found: &mut Examined) -> Option<HostsFol
     let registry = registry(&config, section).unwrap_or(&empty);
     let config_path = registry.get("config_path").and_then(Value::as_str).unwrap_or_default();
     let old: Vec<_> = ["mirrors", "configs"].into_iter().filter(|table| registry.contains_key(*table)).collect();
-    let (has_old, has_none) = (!old.is_empty() && !config_path.is_empty(), config_path.is_empty() && !config.is_empty());
+    let (has_old, has_none) =
+        (!old.is_empty() && !config_path.is_empty(), config_path.is_empty() && !config.is_empty());
     if has_old {
         let what = format!(
             "registry.{} stands beside config_path, and containerd takes only one of them",

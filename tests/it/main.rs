@@ -31,6 +31,7 @@ mod power;
 mod profiles;
 mod protocol;
 mod ranges;
+mod reference;
 mod registry;
 mod reload;
 mod restart;

@@ -36,11 +36,15 @@ fn layouts() -> [(&'static str, String); 4] {
         ("1.6", format!("version = 2\n[plugins.\"{cri}\"]\n[plugins.\"{cri}\".registry]\n{path}\n")),
         (
             "1.7",
-            format!("disabled_plugins = []\nversion = 2\n[plugins.\"{cri}\".registry]\n{path}\n[plugins.\"{cri}\".registry.headers]\n"),
+            format!(
+                "disabled_plugins = []\nversion = 2\n[plugins.\"{cri}\".registry]\n{path}\n[plugins.\"{cri}\".registry.headers]\n"
+            ),
         ),
         (
             "2.0",
-            format!("version = 3\n[plugins.'io.containerd.cri.v1.images']\n[plugins.'io.containerd.cri.v1.images'.registry]\n{path}\n"),
+            format!(
+                "version = 3\n[plugins.'io.containerd.cri.v1.images']\n[plugins.'io.containerd.cri.v1.images'.registry]\n{path}\n"
+            ),
         ),
         (
             "2.2",
