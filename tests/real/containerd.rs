@@ -53,11 +53,16 @@ impl Containerd {
 
     /// The mirror is also the `server`, so that nothing else is ever asked. With an `Authorization` for both.
     pub(crate) fn start_as(mirror: &Mirror, authorization: Option<&str>) -> Containerd {
+        Containerd::start_at(mirror.port, authorization)
+    }
+
+    /// The same for whatever answers at that port.
+    pub(crate) fn start_at(port: u16, authorization: Option<&str>) -> Containerd {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path();
         let hosts = path.join("hosts/docker.io");
         fs::create_dir_all(&hosts).expect("the folder can be written");
-        let url = format!("http://127.0.0.1:{}", mirror.port);
+        let url = format!("http://127.0.0.1:{port}");
         let header = |section: &str| {
             let line = |value: &str| format!("[{section}]\nauthorization = \"{value}\"\n");
             authorization.map(line).unwrap_or_default()
@@ -72,7 +77,8 @@ impl Containerd {
         let text = format!(
             "version = 2\nroot = \"{below}/root\"\nstate = \"{below}/state\"\n\
              disabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n\
-             [grpc]\naddress = \"{below}/socket\"\n[ttrpc]\naddress = \"{below}/ttrpc\"\n"
+             [grpc]\naddress = \"{below}/socket\"\n[ttrpc]\naddress = \"{below}/ttrpc\"\n\
+             [plugins.\"io.containerd.metadata.v1.bolt\"]\ncontent_sharing_policy = \"isolated\"\n"
         );
         let config = path.join("config.toml");
         fs::write(&config, text).expect("the folder can be written");

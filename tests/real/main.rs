@@ -7,14 +7,17 @@
 //! clients; [`access`] has the mirror ask who they are,
 //! [`private`] puts a password and a certificate in front of upstream; [`outage`] kills the mirror;
 //! [`full_disk`] leaves it no room; [`bundle`] carries images past the network, and [`air_gap`] goes the whole way with them;
+//! [`artifacts`] are no images; [`replicas`] are two mirrors of which one dies; [`container`] is the mirror in its own image;
 //! [`conformance`] runs the OCI program; [`hosts`] has the clients read what `cachalot hosts` writes. Below them: [`mirror`] (the program under
 //! test), [`upstream`] (Debian's docker-registry), [`fixture`] and [`image`] (what it holds), [`process`] and [`http`].
 #![expect(clippy::expect_used, clippy::print_stderr, reason = "a test fails by panicking, and says why")]
 
 mod access;
 mod air_gap;
+mod artifacts;
 mod bundle;
 mod conformance;
+mod container;
 mod containerd;
 mod fixture;
 mod full_disk;
@@ -27,5 +30,6 @@ mod podman;
 mod private;
 mod process;
 mod pulls;
+mod replicas;
 mod skopeo;
 mod upstream;

@@ -110,6 +110,13 @@ impl Mirror {
         });
     }
 
+    /// The body bytes sent to clients so far.
+    pub(crate) fn sent_bytes(&self) -> u64 {
+        let (_, metrics) = self.ask_admin("/metrics");
+        let sums = metrics.lines().filter_map(|line| line.strip_prefix("cachalot_response_bytes_total{"));
+        sums.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum()
+    }
+
     fn ask_admin(&self, target: &str) -> (u16, String) {
         let answer = http::request("GET", self.admin, target, "", b"").expect("the admin listener answers");
         (answer.status, String::from_utf8_lossy(&answer.body).into_owned())
