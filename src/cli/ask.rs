@@ -9,6 +9,7 @@ use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, StreamOwned};
 
 use crate::nodes::MirrorUrl;
+use crate::upstream;
 
 /// The most that is read of an answer.
 const ANSWER_BYTES_MAX: u64 = 1 << 20;
@@ -52,24 +53,35 @@ pub(super) fn secured(
     Ok(StreamOwned::new(session, stream))
 }
 
-/// Asks a mirror whether it is one. Returns how long it took to dial. Without TLS, what it says is looked at too.
-pub(super) fn ask_mirror(mirror: &MirrorUrl, patience: Duration) -> Result<Duration, String> {
-    let place = if mirror.name.contains(':') {
-        format!("[{}]:{}", mirror.name, mirror.port)
+/// Asks for something there. Returns how long it took to dial, and the answer. Whose certificate it shows doesn't matter: clients
+/// look at that, each by its own rules, and nothing is told.
+pub(super) fn get(from: &MirrorUrl, path: &str, patience: Duration) -> io::Result<(Duration, Answer)> {
+    let place = if from.name.contains(':') {
+        format!("[{}]:{}", from.name, from.port)
     } else {
-        format!("{}:{}", mirror.name, mirror.port)
+        format!("{}:{}", from.name, from.port)
     };
     let begun = Instant::now();
-    let stream = connect(&place, patience).map_err(|error| error.to_string())?;
+    let stream = connect(&place, patience)?;
     let dialled = begun.elapsed();
-    if mirror.is_plain {
-        let answer = exchange(&mirror.host, "/v2/", "", stream).map_err(|error| error.to_string())?;
-        // A mirror with [access] asks who it is, which is an answer too.
-        if ![Some(200), Some(401)].contains(&answer.status()) {
-            return Err(format!("it says {:?} to /v2/, which no registry does", answer.line));
-        }
+    let answer = if from.is_plain {
+        exchange(&from.host, path, "", stream)
+    } else {
+        let settings = upstream::tls_settings_for_anyone().map_err(io::Error::other)?;
+        exchange(&from.host, path, "", secured(&place, settings, stream)?)
+    };
+    answer.map(|answer| (dialled, answer))
+}
+
+/// Asks a mirror whether it is one. Returns how long it took to dial.
+pub(super) fn ask_mirror(mirror: &MirrorUrl, patience: Duration) -> Result<Duration, String> {
+    let (dialled, answer) = get(mirror, "/v2/", patience).map_err(|error| error.to_string())?;
+    // A mirror with [access] asks who it is, which is an answer too.
+    if [Some(200), Some(401)].contains(&answer.status()) {
+        Ok(dialled)
+    } else {
+        Err(format!("it says {:?} to /v2/, which no registry does", answer.line))
     }
-    Ok(dialled)
 }
 
 /// Connects to an address, or to a name: each of its addresses is tried. Each may take so long, and so may each read and write

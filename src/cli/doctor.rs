@@ -36,6 +36,9 @@ pub struct Doctor {
     /// The mirror that they should ask (with --node); otherwise whatever they are told
     #[arg(long, value_name = "URL", requires = "node")]
     mirror: Option<MirrorUrl>,
+    /// The mirror's admin listener, to see whether anybody uses it (with --node)
+    #[arg(long, value_name = "URL", requires = "node")]
+    admin: Option<MirrorUrl>,
     /// Ask as nobody, whatever credentials are configured
     #[arg(long)]
     anonymous: bool,
@@ -55,7 +58,7 @@ struct Walk<'a> {
 /// Runs the command.
 pub(super) fn main(doctor: &Doctor) -> ExitCode {
     if doctor.node {
-        return super::doctor_node::look(&doctor.root, doctor.mirror.as_ref());
+        return super::doctor_node::look(&doctor.root, doctor.mirror.as_ref(), doctor.admin.as_ref());
     }
     let config = match doctor.settings.load() {
         Ok(config) => config,
@@ -77,7 +80,7 @@ impl Doctor {
     pub fn new(upstream: &str, image: &str, anonymous: bool) -> Self {
         let (settings, root) = (Settings::default(), PathBuf::from("/"));
         let (upstream, image) = (Some(upstream.to_owned()), Some(image.to_owned()));
-        Self { upstream, image, anonymous, node: false, root, mirror: None, settings }
+        Self { upstream, image, anonymous, node: false, root, mirror: None, admin: None, settings }
     }
 
     /// Walks to the upstream, writing a line a step. Returns whether all went well; fails when the image's name is none, no

@@ -4,9 +4,10 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use crate::clock::Timestamp;
 use crate::nodes::{Examined, MirrorUrl, examine};
 
-use super::ask::ask_mirror;
+use super::ask::{ask_mirror, get};
 use super::{EXIT_FAILURE, fail};
 
 /// A mirror that takes longer to dial slows every pull down.
@@ -15,9 +16,15 @@ const DIAL_SLOW: Duration = Duration::from_millis(200);
 /// How long a mirror may take to be dialled, and to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Looks, and tells. The exit code is 0 if all is well.
+/// A mirror that nobody has asked for so long is not used.
+const UNUSED_SECONDS: i64 = 24 * 60 * 60;
+
+/// The metric that tells when a client last asked.
+const LAST_ASKED: &str = "cachalot_client_last_request_timestamp_seconds ";
+
+/// Looks, and tells. With the mirror's admin listener, also whether anybody uses it. The exit code is 0 if all is well.
 #[expect(clippy::print_stdout, reason = "what is found is what the command is for")]
-pub(super) fn look(root: &Path, mirror: Option<&MirrorUrl>) -> ExitCode {
+pub(super) fn look(root: &Path, mirror: Option<&MirrorUrl>, admin: Option<&MirrorUrl>) -> ExitCode {
     let found = examine(root, mirror);
     if found.runtimes.is_empty() {
         return fail(
@@ -32,7 +39,8 @@ pub(super) fn look(root: &Path, mirror: Option<&MirrorUrl>) -> ExitCode {
         }
     }
     let answers = ask(&found, mirror);
-    if found.problems.is_empty() && answers {
+    let used = admin.is_none_or(was_used_lately);
+    if found.problems.is_empty() && answers && used {
         println!("all well");
         return ExitCode::SUCCESS;
     }
@@ -58,4 +66,29 @@ fn ask(found: &Examined, mirror: Option<&MirrorUrl>) -> bool {
         }
     }
     well
+}
+
+/// Whether a client has asked the mirror lately, told as well.
+#[expect(clippy::print_stdout, reason = "what is found is what the command is for")]
+fn was_used_lately(admin: &MirrorUrl) -> bool {
+    let metrics = match get(admin, "/metrics", PATIENCE) {
+        Ok((_, answer)) => answer.body,
+        Err(error) => {
+            println!("{} does not answer from here: {error}", admin.url);
+            return false;
+        }
+    };
+    let Some(last) = metrics.lines().find_map(|line| line.strip_prefix(LAST_ASKED)?.trim().parse::<i64>().ok()) else {
+        println!("{} answers, but not as a mirror's admin listener does", admin.url);
+        return false;
+    };
+    let ago = Timestamp::now().seconds() - last;
+    if last == 0 {
+        println!("no client has asked the mirror since it started: nodes go past it");
+    } else if ago > UNUSED_SECONDS {
+        println!("no client has asked the mirror for {} hours: nodes go past it", ago / 3600);
+    } else {
+        println!("a client asked the mirror {ago} s ago");
+    }
+    last != 0 && ago <= UNUSED_SECONDS
 }

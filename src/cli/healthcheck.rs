@@ -72,8 +72,7 @@ impl Target {
         if !self.tls {
             return exchange(&self.address, PATH, "", stream);
         }
-        // It is asked how it is, and told nothing: whose certificate it shows doesn't matter. Certificates that have expired
-        // are for others to notice.
+        // It is asked how it is, and told nothing: whose certificate it shows doesn't matter.
         let settings = upstream::tls_settings_for_anyone().map_err(io::Error::other)?;
         exchange(&self.address, PATH, "", secured(&self.address, settings, stream)?)
     }

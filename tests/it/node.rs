@@ -319,3 +319,24 @@ fn shells_are_told_how_to_complete_the_command_line() {
     fs::write(&file, program().args(["completions", "bash"]).output().unwrap().stdout).unwrap();
     assert!(Command::new("bash").arg("-n").arg(file).status().unwrap().success());
 }
+
+#[test]
+fn doctor_tells_whether_anybody_uses_the_mirror() {
+    let mirror = Answering::mirror();
+    let machine = Machine::new(&[(CONFIG, &layouts()[1].1)]);
+    machine.well("configure", &["--mirror", &mirror.url]);
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    for (last, is_well, said) in [
+        (now - 7, true, "a client asked the mirror"),
+        (now - 50 * 3600, false, "no client has asked the mirror for 50 hours"),
+        (0, false, "no client has asked the mirror since it started"),
+    ] {
+        let metrics = move || format!("# HELP x\ncachalot_client_last_request_timestamp_seconds {last}\n# EOF\n");
+        let admin = Answering::with(TcpListener::bind("127.0.0.1:0").unwrap(), "200 OK", metrics);
+        let mut doctor = program();
+        doctor.args(["doctor", "--node", "--mirror", &mirror.url, "--admin", &admin.url, "--root"]);
+        let output = doctor.arg(machine.root.path()).output().unwrap();
+        assert!(words(&output).contains(said), "{}", words(&output));
+        assert_eq!(output.status.success(), is_well, "{}", words(&output));
+    }
+}

@@ -5,7 +5,9 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::time::Duration;
 
+use cachalot::config;
 use cachalot::metrics::{ListLabels, Metrics, OutcomeLabels, RequestLabels, UpstreamLabels, WhereLabels};
+use cachalot::nodes::{Client, ClientFile, Wanted, files_of};
 
 /// With this variable set, the pages are written anew instead.
 const WRITE: &str = "CACHALOT_WRITE_REFERENCE";
@@ -16,6 +18,7 @@ const FIRST: &str = "Every key may be left out.";
 fn same_as(page: &str, text: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs").join(page);
     if std::env::var_os(WRITE).is_some() {
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(&path, text).unwrap();
     }
     let written = std::fs::read_to_string(&path).unwrap_or_default();
@@ -123,6 +126,53 @@ fn configuration() {
     }
     told(&mut prose, &mut page);
     same_as("configuration.md", &page);
+}
+
+/// A page for each client: what `cachalot hosts` says to it, and how that is taken back.
+#[test]
+fn clients() {
+    let known = config::load_text("").unwrap().upstreams;
+    let wanted = Wanted {
+        mirrors: vec!["http://10.0.0.7:5050".parse().unwrap()],
+        registries: Vec::new(),
+        known: known.iter().filter_map(|upstream| upstream.name.to_string().parse().ok()).collect(),
+        except: Vec::new(),
+        strict: false,
+        ca_file: None,
+        headers: Vec::new(),
+        dial_timeout: Duration::from_millis(500),
+        sigstore: false,
+    };
+    let mut index = "# Clients, one by one\n\nMade from the code: what `cachalot hosts CLIENT --mirror http://10.0.0.7:5050` prints for \
+                     a mirror at that address.\n[../clients.md](../clients.md) has what they have in common, and their traps.\n\n"
+        .to_owned();
+    for client in Client::ALL {
+        let name = client.name();
+        let files = files_of(client, &wanted);
+        let mut page =
+            format!("# {name}\n\nMade from the code: `cachalot hosts {name} --mirror http://10.0.0.7:5050`.\n");
+        for ClientFile { place, text, notes, .. } in &files {
+            write!(page, "\n{}:\n\n```\n{}\n```\n", escaped(place), text.trim_end()).unwrap();
+            for note in notes {
+                write!(page, "\n- {}\n", escaped(note)).unwrap();
+            }
+        }
+        if files.iter().any(|file| file.path.is_some()) {
+            write!(
+                page,
+                "\n`--write DIR` puts it there; `cachalot hosts {name} --undo DIR` takes it back, and what was there before comes back \
+                 byte for byte.\n"
+            )
+            .unwrap();
+        }
+        page.push_str(
+            "\n`--registry NAME` is for some registries only; `--strict` leaves no way round the mirror; `--ca` names the authority of \
+             its certificate.\n",
+        );
+        writeln!(index, "- [{name}]({name}.md)").unwrap();
+        same_as(&format!("clients/{name}.md"), &page);
+    }
+    same_as("clients/README.md", &index);
 }
 
 /// What would be markup is text here.
