@@ -24,6 +24,16 @@ pub(crate) struct Containerd {
     _process: Process,
     mounts: Mounts,
     folder: TempDir,
+    version: Version,
+}
+
+/// Which containerd.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Version {
+    /// Debian's, 1.6.
+    Debian,
+    /// 2.2, from the folder that `CONTAINERD2` names.
+    Newer,
 }
 
 /// Whatever a failed test leaves mounted or running below a folder goes before the folder does.
@@ -58,6 +68,11 @@ impl Containerd {
 
     /// The same for whatever answers at that port.
     pub(crate) fn start_at(port: u16, authorization: Option<&str>) -> Containerd {
+        Containerd::start_version(Version::Debian, port, authorization)
+    }
+
+    /// The same of another version.
+    pub(crate) fn start_version(version: Version, port: u16, authorization: Option<&str>) -> Containerd {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path();
         let hosts = path.join("hosts/docker.io");
@@ -74,19 +89,26 @@ impl Containerd {
         );
         fs::write(hosts.join("hosts.toml"), text).expect("the folder can be written");
         let below = path.display();
-        let text = format!(
+        let mut text = format!(
             "version = 2\nroot = \"{below}/root\"\nstate = \"{below}/state\"\n\
              disabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n\
              [grpc]\naddress = \"{below}/socket\"\n[ttrpc]\naddress = \"{below}/ttrpc\"\n\
              [plugins.\"io.containerd.metadata.v1.bolt\"]\ncontent_sharing_policy = \"isolated\"\n"
         );
+        if version == Version::Newer {
+            // Its transfer service unpacks by what the server is told, not by what the client wishes.
+            text.push_str(
+                "[[plugins.\"io.containerd.transfer.v1.local\".unpack_config]]\nplatform = \"linux/amd64\"\n",
+            );
+            text.push_str("snapshotter = \"native\"\n");
+        }
         let config = path.join("config.toml");
         fs::write(&config, text).expect("the folder can be written");
         let arguments: [&OsStr; 2] = ["--config".as_ref(), config.as_ref()];
-        let mut process = Process::start("containerd", "containerd", &arguments, path.join("log"));
+        let mut process = Process::start("containerd", version.program("containerd"), &arguments, path.join("log"));
         let socket = path.join("socket");
         process.wait_until_ready(|| std::os::unix::net::UnixStream::connect(&socket).is_ok());
-        Containerd { _process: process, mounts: Mounts(path.into()), folder }
+        Containerd { _process: process, mounts: Mounts(path.into()), folder, version }
     }
 
     /// Pulls and unpacks; returns the name under which containerd knows the image.
@@ -123,9 +145,24 @@ impl Containerd {
     }
 
     pub(crate) fn ctr(&self, arguments: &[&str]) -> Command {
-        let mut command = tool("ctr");
+        let mut command = tool(&self.version.program("ctr"));
         command.arg("--address").arg(self.mounts.0.join("socket")).args(arguments);
         command
+    }
+}
+
+// === impl Version ===
+
+impl Version {
+    fn program(self, name: &str) -> String {
+        match self {
+            Version::Debian => name.to_owned(),
+            Version::Newer => {
+                let folder =
+                    std::env::var("CONTAINERD2").expect("CONTAINERD2 names a folder with containerd 2: see .ci/run");
+                format!("{folder}/{name}")
+            }
+        }
     }
 }
 
