@@ -154,7 +154,8 @@ impl Containerd {
 // === impl Version ===
 
 impl Version {
-    fn program(self, name: &str) -> String {
+    /// One of its programs.
+    pub(crate) fn program(self, name: &str) -> String {
         match self {
             Version::Debian => name.to_owned(),
             Version::Newer => {

@@ -8,7 +8,7 @@
 //! [`private`] puts a password and a certificate in front of upstream; [`outage`] kills the mirror;
 //! [`full_disk`] leaves it no room; [`bundle`] carries images past the network, and [`air_gap`] goes the whole way with them;
 //! [`artifacts`] are no images; [`replicas`] are two mirrors of which one dies; [`container`] is the mirror in its own image;
-//! [`conformance`] runs the OCI program; [`hosts`] has the clients read what `cachalot hosts` writes. Below them: [`mirror`] (the program under
+//! [`conformance`] runs the OCI program; [`hosts`] has the clients read what `cachalot hosts` writes, and [`cri`] what `cachalot node` does. Below them: [`mirror`] (the program under
 //! test), [`upstream`] (Debian's docker-registry), [`fixture`] and [`image`] (what it holds), [`process`] and [`http`].
 #![expect(clippy::expect_used, clippy::print_stderr, reason = "a test fails by panicking, and says why")]
 
@@ -19,6 +19,7 @@ mod bundle;
 mod conformance;
 mod container;
 mod containerd;
+mod cri;
 mod fixture;
 mod full_disk;
 mod hosts;
