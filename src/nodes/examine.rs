@@ -114,14 +114,21 @@ pub(super) fn hosts_folder(root: &Path, found: &mut Examined) -> Option<HostsFol
     }
     let transfer = config.get("plugins").and_then(|plugins| plugins.get("io.containerd.transfer.v1.local"));
     let transfer = transfer.and_then(|local| local.get("config_path")).and_then(Value::as_str);
-    for (which, folders) in [("config_path", Some(config_path)), ("the transfer service's config_path", transfer)] {
-        if folders.is_some_and(|folders| folders.contains(':')) {
+    // The default of containerd 2.2, with which its CRI plugin finds no file, unless it pulls by itself.
+    let images = config.get("plugins").and_then(|plugins| plugins.get(SECTIONS[2].1));
+    let is_local = images.and_then(|images| images.get("use_local_image_pull")).and_then(Value::as_bool) == Some(true);
+    let names_two = config_path.contains(':') && !is_local;
+    for (which, names_two) in [
+        ("config_path", names_two),
+        ("the transfer service's config_path", transfer.is_some_and(|folders| folders.contains(':'))),
+    ] {
+        if names_two {
             let what = format!("{which} names two folders, which are read as one name by the transfer service");
             found.say(&path, what, "name one folder");
         }
     }
     let folder = config_path.split(':').next().filter(|folder| !folder.is_empty()).unwrap_or("/etc/containerd/certs.d");
-    Some(HostsFolder { path: below(root, folder), is_read: !has_old && !has_none })
+    Some(HostsFolder { path: below(root, folder), is_read: !has_old && !has_none && !names_two })
 }
 
 /// The registry section of a plugin.

@@ -211,10 +211,17 @@ fn what_the_platform_or_its_owner_must_change_is_said_and_nothing_is_written() {
     let refusal = machine.refusal(&["--mirror", "http://cachalot.cache.svc:5050"]);
     assert!(refusal.contains("name inside a cluster"), "{refusal}");
     assert!(machine.refusal(&[]).contains("--mirror"));
-    // Two folders are read by some versions and not by others.
+    // Two folders are not read by containerd 2.2, unless it pulls without its transfer service.
     let two = layouts()[2].1.replace("certs.d\"", "certs.d:/etc/docker/certs.d\"");
-    let said = Machine::new(&[(CONFIG, &two)]).well("configure", &["--mirror", &mirror.url]);
-    assert!(said.contains("careful") && said.contains("names two folders"), "{said}");
+    let refusal = Machine::new(&[(CONFIG, &two)]).refusal(&["--mirror", &mirror.url]);
+    assert!(refusal.contains("names two folders"), "{refusal}");
+    let section = "[plugins.'io.containerd.cri.v1.images']\n";
+    let local = two.replace(section, &format!("{section}use_local_image_pull = true\n"));
+    assert_ne!(local, two);
+    Machine::new(&[(CONFIG, &local)]).well("configure", &["--mirror", &mirror.url]);
+    // What depends on the version is written, and said.
+    let said = Machine::new(&[("etc/containerd/certs.d/keep", "")]).well("configure", &["--mirror", &mirror.url]);
+    assert!(said.contains("careful") && said.contains("there is no configuration"), "{said}");
 }
 
 /// Ends a program that waits, however the test ends.
