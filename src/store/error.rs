@@ -163,6 +163,7 @@ fn advice(source: &io::Error) -> &'static str {
         Some(Errno::NOSPC | Errno::DQUOT) => "; free space there, or lower storage.capacity",
         Some(Errno::MFILE | Errno::NFILE) => "; raise the limit on open files",
         Some(Errno::ACCESS | Errno::PERM) => "; give this user the right to write there",
+        Some(Errno::NOENT) => "; storage.path lies where nothing can be made, or something removes files there",
         Some(Errno::NOTDIR) => "; storage.path, or what is above it, is not a directory",
         Some(Errno::ROFS) => "; the file system is mounted read-only",
         Some(Errno::IO) => "; the disk may be failing",
