@@ -63,7 +63,9 @@ pub enum InvalidReference {
     #[error(transparent)]
     Digest(#[from] InvalidDigest),
     /// It is no tag.
-    #[error("{0:?} is not a tag, or a name that is spelled as one: letters, digits, '_', '.', '-', at most 128, not starting with '.' or '-'")]
+    #[error(
+        "{0:?} is not a tag, or a name that is spelled as one: letters, digits, '_', '.', '-', at most 128, not starting with '.' or '-'"
+    )]
     Tag(String),
 }
 

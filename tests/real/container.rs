@@ -238,3 +238,22 @@ fn containerd_runs_the_image_and_pulls_through_it() {
         wait_until("the container has ended", || !mirror.is_running());
     }
 }
+
+/// As the chart's DaemonSet pulls images ahead: they need no shell and no program of their own.
+#[test]
+fn the_program_is_copied_out_of_the_image_and_runs_in_any_other() {
+    let upstream = Upstream::start(&FIXTURE.storage);
+    let containerd = Containerd::start_at(upstream.port, None);
+    run(containerd.ctr(&["images", "import", "--snapshotter", "native"]).arg(BUILT.archive(NAME)));
+    let other = containerd.pull(&FIXTURE.busybox, By::Tag);
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777)).expect("it is ours");
+    let mount = format!("type=bind,src={},dst=/program,options=rbind", folder.path().display());
+    let contained = |image: &str, id: &str, arguments: &[&str]| {
+        let mut command = containerd.ctr(&["run", "--rm", "--read-only", "--snapshotter", "native", "--mount", &mount]);
+        run(command.args([image, id]).args(arguments))
+    };
+    contained(NAME, "copy", &["/usr/bin/cachalot", "node", "copy", "/program"]);
+    let said = contained(&other, "other", &["/program/cachalot", "--version"]);
+    assert!(String::from_utf8_lossy(&said).starts_with("cachalot "), "{}", String::from_utf8_lossy(&said));
+}
