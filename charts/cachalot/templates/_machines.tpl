@@ -40,6 +40,8 @@ resources: {{- toYaml .Values.nodes.resources | nindent 2 }}
 securityContext:
   runAsUser: 0
   runAsGroup: 0
+  # Where SELinux watches, an ordinary container may not touch the node's files.
+  seLinuxOptions: { type: spc_t }
   {{- include "cachalot.noRights" . | nindent 2 }}
 volumeMounts:
   - name: root
