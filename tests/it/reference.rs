@@ -179,3 +179,73 @@ fn clients() {
 fn escaped(text: &str) -> String {
     text.replace('*', "\\*").replace('<', "\\<")
 }
+
+/// Every page that people read, with its folder.
+fn pages() -> Vec<(std::path::PathBuf, String)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut pages = Vec::new();
+    for folder in [".", "docs", "docs/clients", "charts/cachalot"] {
+        for entry in std::fs::read_dir(root.join(folder)).unwrap() {
+            let path = entry.unwrap().path();
+            if path.extension().is_some_and(|extension| extension == "md") {
+                pages.push((path.clone(), std::fs::read_to_string(path).unwrap()));
+            }
+        }
+    }
+    assert!(pages.len() > 30, "{}", pages.len());
+    pages
+}
+
+#[test]
+fn links_between_pages_lead_somewhere() {
+    let mut dead = Vec::new();
+    let mut count = 0;
+    for (path, text) in pages() {
+        for link in text.split("](").skip(1).filter_map(|rest| rest.split_once(')')).map(|(link, _)| link) {
+            let (file, anchor) = link.split_once('#').unwrap_or((link, ""));
+            if file.contains("://") {
+                continue;
+            }
+            count += 1;
+            let target = if file.is_empty() { path.clone() } else { path.parent().unwrap().join(file) };
+            let is_there = target.exists()
+                && (anchor.is_empty()
+                    || std::fs::read_to_string(&target).unwrap().lines().any(|line| {
+                        let title = line.trim_start_matches('#');
+                        line.starts_with('#') && anchor_of(title.trim()) == anchor
+                    }));
+            if !is_there {
+                dead.push(format!("{}: {link}", path.display()));
+            }
+        }
+    }
+    assert!(dead.is_empty() && count > 50, "{count} links, of which dead: {dead:#?}");
+}
+
+/// As forges make them of titles.
+fn anchor_of(title: &str) -> String {
+    let kept = title.to_lowercase().replace(' ', "-");
+    kept.chars().filter(|letter| letter.is_alphanumeric() || ['-', '_'].contains(letter)).collect()
+}
+
+#[test]
+fn commands_in_pages_are_commands() {
+    let help = std::process::Command::new(env!("CARGO_BIN_EXE_cachalot")).arg("--help").output().unwrap();
+    let help = String::from_utf8(help.stdout).unwrap();
+    let known: Vec<&str> = help
+        .lines()
+        .filter_map(|line| line.strip_prefix("  ")?.split(' ').next())
+        .filter(|word| !word.is_empty())
+        .collect();
+    assert!(known.contains(&"serve") && known.contains(&"check-config"), "{known:?}");
+    let mut unknown = Vec::new();
+    for (path, text) in pages() {
+        for rest in text.split("`cachalot ").skip(1) {
+            let word = rest.split(|end: char| !end.is_ascii_alphabetic() && end != '-').next().unwrap();
+            if !word.is_empty() && !word.starts_with('-') && !known.contains(&word) {
+                unknown.push(format!("{}: cachalot {word}", path.display()));
+            }
+        }
+    }
+    assert!(unknown.is_empty(), "{unknown:#?}");
+}
