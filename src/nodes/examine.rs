@@ -114,7 +114,8 @@ pub(super) fn hosts_folder(root: &Path, found: &mut Examined) -> Option<HostsFol
     }
     let transfer = config.get("plugins").and_then(|plugins| plugins.get("io.containerd.transfer.v1.local"));
     let transfer = transfer.and_then(|local| local.get("config_path")).and_then(Value::as_str);
-    // The default of containerd 2.2, with which its CRI plugin finds no file, unless it pulls by itself.
+    // The default of containerd 2.2, with which its CRI plugin finds no file, unless it pulls by itself. 1.x reads both, and some
+    // clouds have it so.
     let images = config.get("plugins").and_then(|plugins| plugins.get(SECTIONS[2].1));
     let is_local = images.and_then(|images| images.get("use_local_image_pull")).and_then(Value::as_bool) == Some(true);
     let names_two = config_path.contains(':') && !is_local;
@@ -128,7 +129,8 @@ pub(super) fn hosts_folder(root: &Path, found: &mut Examined) -> Option<HostsFol
         }
     }
     let folder = config_path.split(':').next().filter(|folder| !folder.is_empty()).unwrap_or("/etc/containerd/certs.d");
-    Some(HostsFolder { path: below(root, folder), is_read: !has_old && !has_none && !names_two })
+    let is_read = !(has_old || has_none || names_two && version > 2);
+    Some(HostsFolder { path: below(root, folder), is_read })
 }
 
 /// The registry section of a plugin.

@@ -220,6 +220,9 @@ fn what_the_platform_or_its_owner_must_change_is_said_and_nothing_is_written() {
     assert_ne!(local, two);
     Machine::new(&[(CONFIG, &local)]).well("configure", &["--mirror", &mirror.url]);
     // What depends on the version is written, and said.
+    let old = layouts()[1].1.replace("certs.d\"", "certs.d:/etc/docker/certs.d\"");
+    let said = Machine::new(&[(CONFIG, &old)]).well("configure", &["--mirror", &mirror.url]);
+    assert!(said.contains("careful") && said.contains("names two folders"), "{said}");
     let said = Machine::new(&[("etc/containerd/certs.d/keep", "")]).well("configure", &["--mirror", &mirror.url]);
     assert!(said.contains("careful") && said.contains("there is no configuration"), "{said}");
 }
