@@ -53,6 +53,9 @@ enum Role {
     Parts,
 }
 
+/// What brings the body that a fill began with.
+type First<'a> = BoxFuture<'a, Result<(), Trouble>>;
+
 /// Trouble, and the origin that it was with.
 type From = (OriginId, OriginError);
 
@@ -97,7 +100,8 @@ impl<'a> Connections<'a> {
             // It brings all of the blob, wanted or not.
             self.fill.progress().fetch_ahead(Ahead::Fully);
         }
-        let lazy = part && self.fill.progress().ahead() == Ahead::Nothing;
+        let first = first.map(|body| self.tally.open(self.delivery.take_unclaimed(Incoming::new(body))).boxed());
+        let lazy = part && self.fill.progress().ahead() < Ahead::Fully;
         let (main_first, mut part_first) = if lazy { (None, first) } else { (first, None) };
         let mut connections = FuturesUnordered::<BoxFuture<'_, Result<(), FillError>>>::new();
         connections.push(self.main_connection(main_first).boxed());
@@ -160,10 +164,9 @@ impl<'a> Connections<'a> {
 
     /// The connection that every fill has: it ends when the blob is there, or fails with it. It has nothing to do as long
     /// as only parts are wanted.
-    async fn main_connection(&self, first: Option<OriginBody>) -> Result<(), FillError> {
+    async fn main_connection(&self, mut first: Option<First<'_>>) -> Result<(), FillError> {
         let progress = self.fill.progress();
         let mut patience = Patience::new(FAILURES_MAX);
-        let mut first = first.map(|first| self.tally.open(self.delivery.take(Incoming::new(first), None)));
         loop {
             self.until(|| progress.ahead() > Ahead::Nothing).await;
             if !self.reserve_whole().await? {
@@ -227,9 +230,8 @@ impl<'a> Connections<'a> {
 
     /// A connection that brings just what clients want who want no more than parts. It fails with the fill as long as nobody
     /// fetches the rest; after that, the main connection is there for those who wait.
-    async fn parts_connection(&self, first: Option<OriginBody>) -> Result<(), FillError> {
+    async fn parts_connection(&self, mut first: Option<First<'_>>) -> Result<(), FillError> {
         let mut patience = Patience::new(FAILURES_MAX);
-        let mut first = first.map(|first| self.tally.open(self.delivery.take(Incoming::new(first), None)));
         loop {
             let brought = if let Some(first) = first.take() {
                 first.await.map_err(|trouble| (self.origin.lock().0, trouble))
@@ -351,7 +353,7 @@ impl<'a> Connections<'a> {
                 return Ok(());
             }
             let whole = body.offset == 0 && body.end.is_none_or(|end| end == self.size_bytes);
-            self.delivery.take(Incoming::new(body), None).await?;
+            self.delivery.take_unclaimed(Incoming::new(body)).await?;
             // A part that was not asked for helps, but an upstream that sends nothing else must not be asked for ever.
             if whole { Ok(()) } else { Err(Trouble::Origin(broken(wanted.first, wanted.last + 1))) }
         };

@@ -60,13 +60,19 @@ impl<'a> Delivery<'a> {
         Held { fill: self.fill, claim }
     }
 
+    /// Takes the bytes of a body that nothing was claimed for. If it brings a part of the blob that is nobody else's yet, that
+    /// is claimed at once, before this is first polled: who has to wait until then must not leave it to others. A body that
+    /// brings all claims nothing, so that parts can come before it.
+    pub(super) fn take_unclaimed(&self, incoming: Incoming) -> impl Future<Output = Result<(), Trouble>> {
+        let (start, end) = incoming.range(self.size_bytes);
+        let part = (start, end) != (0, self.size_bytes);
+        let held = part.then(|| self.claim_missing_in(start..end)).flatten();
+        self.take(incoming, held.filter(|held| held.claim.rest == (start..end)))
+    }
+
     /// Takes a body's bytes: those of the claim, or without one all that are missing and nobody else's.
     pub(super) async fn take(&self, mut incoming: Incoming, mut held: Option<Held<'_>>) -> Result<(), Trouble> {
         let (mut at, end) = incoming.range(self.size_bytes);
-        // The first segment's body was opened before there was anything to claim.
-        if held.is_none() && end < self.size_bytes {
-            held = self.claim_missing_in(at..end).filter(|held| held.claim.rest == (at..end));
-        }
         let mut batch = incoming.batch(end - at, true).await.map_err(Trouble::Origin)?;
         loop {
             let (len, last) = (batch.len, batch.last);

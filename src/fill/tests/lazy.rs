@@ -73,6 +73,26 @@ async fn a_probe_costs_a_block_and_what_it_brought_is_kept() {
     assert_eq!(rig.store.size_of(&digest), Some(LARGE as u64));
 }
 
+/// Between the moment that the first part is asked for and the moment that its bytes are taken, a client may come who wants
+/// all.
+#[tokio::test]
+async fn the_part_that_a_fill_began_with_is_not_fetched_again_for_who_wants_all_meanwhile() {
+    let rig = Rig::new(64 * MIB as u64).await;
+    let (bytes, digest, _) = content(LARGE, LARGE);
+    let server = Arc::new(Server::of(&bytes));
+    let part = parts(&[(9 * MIB + 7, 11 * MIB)]);
+    let (_fill, _part) = want(&rig, digest, &server, &part);
+    while server.asked.lock().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    // Its file is being made now.
+    let (fill, whole) = want(&rig, digest, &server, &Demand::WHOLE);
+    fill.head(0).await.unwrap();
+    let (got, cut) = read(whole.into_reader(None, false).pieces()).await;
+    assert!(cut.is_none() && got == bytes, "{cut:?}");
+    assert_eq!(server.asked_bytes(), LARGE);
+}
+
 #[tokio::test]
 async fn once_enough_was_wanted_the_rest_comes_by_itself() {
     let rig = Rig::new(64 * MIB as u64).await;
