@@ -145,7 +145,11 @@ impl Headers {
             b'2' => {
                 let short = until_zero(&block[LINK]);
                 let link = header.link.or_else(|| String::from_utf8(short.to_vec()).ok());
-                Kind::Link(link.ok_or_else(|| InvalidTar::Name(quoted(short)))?)
+                let link = link.ok_or_else(|| InvalidTar::Name(quoted(short)))?;
+                if link.len() > NAME_BYTES_MAX {
+                    return Err(InvalidTar::TooLong);
+                }
+                Kind::Link(link)
             }
             other => return Err(InvalidTar::Kind { path, what: strange(other) }),
         };
@@ -415,6 +419,9 @@ mod tests {
         assert_eq!(read(&huge), Err(InvalidTar::TooLong));
         let negative = strange_header("a", b'0', |block| block[SIZE].fill(0xff));
         assert!(matches!(read(&negative), Err(InvalidTar::Number(_))));
+        let mut headers = Headers { link: Some("x".repeat(NAME_BYTES_MAX + 1)), ..Headers::default() };
+        let link = strange_header("a", b'2', |_| {});
+        assert_eq!(headers.next(link.first_chunk().unwrap()), Err(InvalidTar::TooLong));
         let mut headers = Headers::default();
         for _ in 0..EXTENSIONS_MAX {
             let block = *block("x", 0, b'x').first_chunk().unwrap();

@@ -209,7 +209,7 @@ impl Mirror {
             return Ok((size_bytes, Outcome::Hit));
         }
         match self.ask_for_blob(target, digest).await {
-            Ok(Some(size_bytes)) => Ok((size_bytes, Outcome::Miss)),
+            Ok(Some(size_bytes)) => Ok((size_bytes, Outcome::Asked)),
             Ok(None) => Err(MirrorError::new(
                 MirrorErrorKind::Unusable,
                 format!("{} has {digest} but does not say how long it is", target.repository),

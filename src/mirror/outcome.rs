@@ -17,6 +17,8 @@ pub enum Outcome {
     },
     /// Fetched from upstream for this request, and kept.
     Miss,
+    /// Asked of upstream for this request: how long it is and no more, so there was nothing to keep.
+    Asked,
     /// Given from a fetch that another request had started.
     Collapsed,
     /// A range of a blob whose digest could not be told before the range ended (law 2's one exception).
@@ -64,7 +66,7 @@ impl Outcome {
             Self::Hit => "hit",
             Self::Revalidated => "revalidated",
             Self::Stale { .. } => "stale",
-            Self::Miss => "miss",
+            Self::Miss | Self::Asked => "miss",
             Self::Collapsed => "collapsed",
             Self::Unverified { .. } => "unverified",
             Self::Bypass { .. } => "bypass",
@@ -88,6 +90,7 @@ impl fmt::Display for Outcome {
                 write!(f, "cachalot; hit; ttl=-{seconds}; detail=upstream-unavailable")
             }
             Self::Miss => f.write_str("cachalot; fwd=miss; stored"),
+            Self::Asked => f.write_str("cachalot; fwd=miss"),
             Self::Collapsed => f.write_str("cachalot; fwd=miss; collapsed"),
             Self::Unverified { collapsed: false } => f.write_str("cachalot; fwd=miss; stored; detail=unverified"),
             Self::Unverified { collapsed: true } => f.write_str("cachalot; fwd=miss; collapsed; detail=unverified"),

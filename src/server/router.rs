@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::Body;
+use axum::body::{Body, HttpBody as _};
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use http::header::{ALLOW, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HOST, VIA};
@@ -126,8 +126,11 @@ async fn respond(edge: EdgeCell, request: Request) -> Response {
     };
     response.headers_mut().insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
     if head {
-        // A HEAD has no body, but its headers are those of the GET.
-        *response.body_mut() = Body::empty();
+        // A HEAD has no body, but its headers are those of the GET, the length among them.
+        let body = std::mem::replace(response.body_mut(), Body::empty());
+        if let Some(len) = body.size_hint().exact().filter(|_| response.status() != StatusCode::NOT_MODIFIED) {
+            response.headers_mut().entry(CONTENT_LENGTH).or_insert_with(|| HeaderValue::from(len));
+        }
     }
     response.extensions_mut().insert(logged);
     response

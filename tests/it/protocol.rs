@@ -555,6 +555,28 @@ async fn headers_of_sixty_thousand_bytes_and_pipelined_requests_are_taken() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_head_has_the_length_of_the_get_and_stores_nothing() {
+    let registry = Registry::start().await;
+    let image = Image::new(1, &[5000]);
+    registry.put_image("library/app", "v1", &image);
+    let mirror = Mirror::of(&registry).await;
+    let layer = &image.layers[0];
+    // Nothing says yet how long it is.
+    let cold = mirror.head(&blob("library/app", &layer.digest)).await;
+    assert_eq!((cold.status(), cold.header("content-length")), (200, Some("5000")));
+    assert_eq!(cold.header("cache-status"), Some("cachalot; fwd=miss"));
+    assert!(!mirror.holds(&layer.digest));
+    let unknown = manifest("library/app", "v2");
+    for path in ["/v2/", "/nothing", "/v2/library/app/manifests/v1?ns=other.example", unknown.as_str()] {
+        let (head, get) = (mirror.head(path).await, mirror.get(path).await);
+        let length = get.body.len().to_string();
+        assert!(!get.body.is_empty() && head.body.is_empty(), "{path}");
+        assert_eq!((head.status(), head.header("content-length")), (get.status(), Some(length.as_str())), "{path}");
+    }
+    mirror.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_ping_and_the_probes_never_ask_upstream() {
     let registry = Registry::start().await;
     let mirror = Mirror::of(&registry).await;
