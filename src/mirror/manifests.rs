@@ -76,18 +76,11 @@ impl Mirror {
         if self.0.settings.offline {
             return Err(MirrorError::offline(&format!("{}@{digest}", target.repository)));
         }
-        let wanted = Wanted::Manifest(Reference::Digest(*digest));
-        if let Some(error) = self.known_missing(target, wanted.clone()) {
+        if let Some(error) = self.known_missing(target, Wanted::Manifest(Reference::Digest(*digest))) {
             return Err(error);
         }
         let (fetched, joined) = self.fetch_manifest(target, digest).await;
-        match fetched {
-            Ok(manifest) => Ok(manifest.answer(if joined { Outcome::Collapsed } else { Outcome::Miss })),
-            Err(error) => {
-                self.remember_missing(target, wanted, &error);
-                Err(error)
-            }
-        }
+        Ok(fetched?.answer(if joined { Outcome::Collapsed } else { Outcome::Miss }))
     }
 
     /// A manifest that is held and recorded in this very repository. Trouble with the disk counts as not held (law 6).
@@ -115,7 +108,19 @@ impl Mirror {
     ) -> (Result<HeldManifest, MirrorError>, bool) {
         let work = {
             let (mirror, target, digest) = (self.clone(), target.clone(), *digest);
-            async move { mirror.heard(&target, mirror.fetch_manifest_now(&target, &digest).await) }.boxed()
+            let wanted = Wanted::Manifest(Reference::Digest(digest));
+            async move {
+                // Another fetch may have ended between this one's being found necessary and its beginning.
+                if let Some(held) = mirror.held_manifest(&target, &digest).await {
+                    return Ok(held);
+                }
+                if let Some(error) = mirror.known_missing(&target, wanted.clone()) {
+                    return Err(error);
+                }
+                let fetched = mirror.heard(&target, mirror.fetch_manifest_now(&target, &digest).await);
+                fetched.inspect_err(|error| mirror.remember_missing(&target, wanted, error))
+            }
+            .boxed()
         };
         let key = (target.repository.clone(), *digest, target.via.clone());
         self.0.manifests.run("manifest fetch", key, work).await

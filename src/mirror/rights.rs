@@ -296,6 +296,12 @@ impl Mirror {
         let work = {
             let (mirror, target, digest) = (self.clone(), target.clone(), *digest);
             async move {
+                // Another question may have been answered between this one's being found necessary and its beginning. Of
+                // another mirror each is asked, for what is in doubt is whether it waits for us.
+                let known = mirror.0.rights.confirmed.get(&(target.repository.clone(), digest));
+                if let Some(size_bytes) = known.filter(|_| target.via.is_none()) {
+                    return Ok(size_bytes);
+                }
                 let head = target.upstream.client.head_blob(&target.repository, &digest, Access::Configured).await;
                 let head = mirror.heard(&target, head.map_err(|error| MirrorError::from(error).of_blob()))?;
                 mirror.confirmed(&target.repository, &digest, head.size_bytes).await;

@@ -162,7 +162,13 @@ impl Mirror {
         }
         let fetch = {
             let (mirror, target, key) = (self.clone(), target.clone(), key.clone());
+            let judged = held.as_ref().map(|list| list.fetched);
             async move {
+                // Another fetch may have ended between this one's being found necessary and its beginning.
+                let is_newer = |list: &Arc<ListRecord>| judged.is_none_or(|judged| list.fetched > judged);
+                if let Some(list) = mirror.0.lists.get(&key).filter(is_newer) {
+                    return Ok(list);
+                }
                 let list = Arc::new(mirror.heard(&target, work.await)?);
                 mirror.0.failed_lists.invalidate(&key);
                 mirror.0.lists.insert(key.clone(), Arc::clone(&list));

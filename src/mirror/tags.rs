@@ -45,13 +45,10 @@ const TRUSTED_FOR: Duration = Duration::from_hours(24);
 
 impl Mirror {
     pub(super) async fn manifest_by_tag(&self, target: &Target, tag: &Tag) -> Result<ManifestAnswer, MirrorError> {
-        let held = match self.tag_record(target, tag).await {
-            Some(record) => self.held_manifest(target, &record.digest).await.map(|manifest| (record, manifest)),
-            None => None,
-        };
-        match held {
-            Some((record, manifest)) => self.held_tag(target, tag, record, manifest).await,
-            None => self.cold_tag(target, tag).await,
+        let Some(record) = self.tag_record(target, tag).await else { return self.cold_tag(target, tag, None).await };
+        match self.held_manifest(target, &record.digest).await {
+            Some(manifest) => self.held_tag(target, tag, record, manifest).await,
+            None => self.cold_tag(target, tag, Some(record.checked)).await,
         }
     }
 
@@ -81,7 +78,7 @@ impl Mirror {
         if let Some(failure) = self.0.failed_checks.get(&key).or_else(|| self.left_alone(target, &record)) {
             return self.stale(target, tag, &record, manifest, outcome, failure);
         }
-        match timeout(PATIENCE, self.check_tag(target, tag, Some(&record))).await {
+        match timeout(PATIENCE, self.check_tag(target, tag, Some(record.checked), Some(record.digest))).await {
             Ok((Ok(Checked::Current { manifest, unchanged }), joined)) => {
                 Ok(manifest.answer(match (unchanged, joined) {
                     (true, _) => Outcome::Revalidated,
@@ -116,47 +113,55 @@ impl Mirror {
         }
     }
 
-    /// A tag that is not held, or whose manifest is not.
-    async fn cold_tag(&self, target: &Target, tag: &Tag) -> Result<ManifestAnswer, MirrorError> {
+    /// A tag that is not held, or whose manifest is not. `checked` is when the tag was checked last, if it ever was.
+    async fn cold_tag(
+        &self,
+        target: &Target,
+        tag: &Tag,
+        checked: Option<Timestamp>,
+    ) -> Result<ManifestAnswer, MirrorError> {
         if self.0.settings.offline {
             return Err(MirrorError::offline(&format!("{}:{tag}", target.repository)));
         }
-        let wanted = Wanted::Manifest(Reference::Tag(tag.clone()));
-        if let Some(error) = self.known_missing(target, wanted.clone()) {
+        if let Some(error) = self.known_missing(target, Wanted::Manifest(Reference::Tag(tag.clone()))) {
             return Err(error);
         }
-        let (checked, joined) = self.check_tag(target, tag, None).await;
+        let (checked, joined) = self.check_tag(target, tag, checked, None).await;
         match checked {
-            Ok(Checked::Current { manifest, .. }) => {
-                Ok(manifest.answer(if joined { Outcome::Collapsed } else { Outcome::Miss }))
+            // Unchanged since a check that ended a moment ago.
+            Ok(Checked::Current { manifest, unchanged }) => {
+                Ok(manifest.answer(if joined || unchanged { Outcome::Collapsed } else { Outcome::Miss }))
             }
-            Ok(Checked::Gone { error, .. }) | Err(error) => {
-                self.remember_missing(target, wanted, &error);
-                Err(error)
-            }
+            Ok(Checked::Gone { error, .. }) | Err(error) => Err(error),
         }
     }
 
-    /// Asks upstream what a tag means, once however many ask. Goes on when nobody waits any longer.
+    /// Asks upstream what a tag means, once however many ask. Goes on when nobody waits any longer. `judged` is when the tag
+    /// had been checked last when its record was looked at, `held` what it then was, if that is held.
     async fn check_tag(
         &self,
         target: &Target,
         tag: &Tag,
-        held: Option<&TagRecord>,
+        judged: Option<Timestamp>,
+        held: Option<Digest>,
     ) -> (Result<Checked, MirrorError>, bool) {
         let key = (target.repository.clone(), tag.clone());
         let work = {
-            let (mirror, target) = (self.clone(), target.clone());
-            let (key, judged, held) = (key.clone(), held.map(|held| held.checked), held.map(|held| held.digest));
+            let (mirror, target, key) = (self.clone(), target.clone(), key.clone());
+            let wanted = Wanted::Manifest(Reference::Tag(tag.clone()));
             async move {
+                // Another check may have ended between this one's being found necessary and its beginning.
                 if let Some(manifest) = mirror.checked_since(&target, &key.1, judged).await {
                     return Ok(Checked::Current { manifest, unchanged: true });
                 }
+                if let Some(error) = mirror.known_missing(&target, wanted.clone()).filter(|_| held.is_none()) {
+                    return Err(error);
+                }
                 let checked = mirror.heard(&target, mirror.check_tag_now(&target, &key.1, held).await);
-                match &checked {
-                    Ok(_) => mirror.0.failed_checks.invalidate(&key),
-                    Err(error) if held.is_some() => mirror.0.failed_checks.insert(key, error.clone()),
-                    Err(_) => {}
+                match (&checked, held) {
+                    (Ok(_), _) => mirror.0.failed_checks.invalidate(&key),
+                    (Err(error), Some(_)) => mirror.0.failed_checks.insert(key, error.clone()),
+                    (Err(error), None) => mirror.remember_missing(&target, wanted, error),
                 }
                 checked
             }
@@ -166,10 +171,10 @@ impl Mirror {
         self.0.tags.run("tag check", (repository, tag, target.via.clone()), work).await
     }
 
-    /// What a tag means, if it was checked after whoever asks found it expired: that check ended just before this one began.
+    /// What a tag means, if it was checked after whoever asks found it expired, or not there at all.
     async fn checked_since(&self, target: &Target, tag: &Tag, judged: Option<Timestamp>) -> Option<HeldManifest> {
         let record = self.tag_record(target, tag).await?;
-        if record.gone.is_some() || record.checked <= judged? {
+        if record.gone.is_some() || judged.is_some_and(|judged| record.checked <= judged) {
             return None;
         }
         self.held_manifest(target, &record.digest).await
@@ -204,10 +209,12 @@ impl Mirror {
     }
 
     async fn manifest_for_tag(&self, target: &Target, digest: &Digest) -> Result<HeldManifest, MirrorError> {
-        match self.held_manifest(target, digest).await {
-            Some(held) => Ok(held),
-            None => self.fetch_manifest(target, digest).await.0,
+        if let Some(held) = self.held_manifest(target, digest).await {
+            return Ok(held);
         }
+        // Upstream has just said that it's there, whatever it said a moment ago.
+        self.0.missing.invalidate(&(target.repository.clone(), Wanted::Manifest(Reference::Digest(*digest))));
+        self.fetch_manifest(target, digest).await.0
     }
 
     async fn get_by_tag(&self, target: &Target, reference: &Reference) -> Result<HeldManifest, MirrorError> {
