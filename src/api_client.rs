@@ -5,9 +5,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::Stream;
+use futures_util::stream::BoxStream;
+use futures_util::{Stream, StreamExt as _, TryStreamExt as _};
 use http::{Method, StatusCode};
-use reqwest::header::{ACCEPT, CONTENT_TYPE};
+use reqwest::header::{ACCEPT, CONTENT_TYPE, ETAG};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -61,6 +62,16 @@ pub enum ApiClientError {
     },
 }
 
+/// Bytes that a server gives, such as a bundle.
+pub struct Download {
+    /// What the server says that they are the version of, without quotes.
+    pub etag: Option<String>,
+    /// How many there are.
+    pub size_bytes: Option<u64>,
+    /// The bytes. A body that ends too early ends with an error.
+    pub bytes: BoxStream<'static, io::Result<Bytes>>,
+}
+
 /// A page of a list.
 #[derive(Debug, serde::Deserialize)]
 pub struct Page<T> {
@@ -81,8 +92,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long an answer may take to its end. Long work is asked for once and then looked at.
 const TIMEOUT: Duration = Duration::from_mins(1);
 
-/// How long sending a bundle and taking it in may take.
-const UPLOAD_TIMEOUT: Duration = Duration::from_hours(24);
+/// How long sending a bundle and taking it in, or writing and fetching one, may take.
+const TRANSFER_TIMEOUT: Duration = Duration::from_hours(24);
 
 /// The longest answer that is read.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
@@ -127,10 +138,23 @@ impl ApiClient {
     ) -> Result<T, ApiClientError> {
         let mut request = self.request(method, path);
         if let Some(body) = body {
-            let body = serde_json::to_vec(body).map_err(|error| ApiClientError::Setup(error.to_string()))?;
-            request = request.header(CONTENT_TYPE, "application/json").body(body);
+            request = with_json(request, body)?;
         }
         self.answer(request).await
+    }
+
+    /// Asks for bytes that come as they are made, such as a bundle.
+    pub async fn download(&self, path: &str, body: &impl Serialize) -> Result<Download, ApiClientError> {
+        let request = with_json(self.request(Method::POST, path).timeout(TRANSFER_TIMEOUT), body)?;
+        let response = request.send().await.map_err(|error| self.unreachable(&error))?;
+        if !response.status().is_success() {
+            return Err(self.refusal(response).await);
+        }
+        let etag = response.headers().get(ETAG).and_then(|etag| etag.to_str().ok());
+        let etag = etag.map(|etag| etag.trim_matches('"').to_owned());
+        let size_bytes = response.content_length();
+        let bytes = response.bytes_stream().map_err(io::Error::other).boxed();
+        Ok(Download { etag, size_bytes, bytes })
     }
 
     /// Sends bytes as they come, such as a bundle.
@@ -139,7 +163,7 @@ impl ApiClient {
         path: &str,
         bytes: impl Stream<Item = io::Result<Bytes>> + Send + 'static,
     ) -> Result<T, ApiClientError> {
-        let request = self.request(Method::POST, path).timeout(UPLOAD_TIMEOUT);
+        let request = self.request(Method::POST, path).timeout(TRANSFER_TIMEOUT);
         let request = request.header(CONTENT_TYPE, "application/x-tar").body(reqwest::Body::wrap_stream(bytes));
         self.answer(request).await
     }
@@ -154,23 +178,39 @@ impl ApiClient {
     }
 
     async fn answer<T: DeserializeOwned>(&self, request: reqwest::RequestBuilder) -> Result<T, ApiClientError> {
-        let mut response = request.send().await.map_err(|error| self.unreachable(&error))?;
+        let response = request.send().await.map_err(|error| self.unreachable(&error))?;
         let status = response.status();
+        if !status.is_success() {
+            return Err(self.refusal(response).await);
+        }
+        let body = self.body(response).await?;
+        serde_json::from_slice(&body).map_err(|_| self.not_understood(status))
+    }
+
+    /// All of an answer's body, which is short.
+    async fn body(&self, mut response: reqwest::Response) -> Result<Vec<u8>, ApiClientError> {
         let mut body = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(|error| self.unreachable(&error))? {
             if body.len() + chunk.len() > ANSWER_BYTES_MAX {
-                return Err(self.not_understood(status));
+                return Err(self.not_understood(response.status()));
             }
             body.extend_from_slice(&chunk);
         }
-        if status.is_success() {
-            return serde_json::from_slice(&body).map_err(|_| self.not_understood(status));
-        }
-        let error: Value = serde_json::from_slice(&body).map_err(|_| self.not_understood(status))?;
+        Ok(body)
+    }
+
+    /// What an answer says that is no success.
+    async fn refusal(&self, response: reqwest::Response) -> ApiClientError {
+        let status = response.status();
+        let body = match self.body(response).await {
+            Ok(body) => body,
+            Err(error) => return error,
+        };
+        let error: Value = serde_json::from_slice(&body).unwrap_or_default();
         let text = |name: &str| error["error"][name].as_str().map(str::to_owned);
         match (text("code"), text("message")) {
-            (Some(code), Some(message)) => Err(ApiClientError::Refused { status, code, message }),
-            _ => Err(self.not_understood(status)),
+            (Some(code), Some(message)) => ApiClientError::Refused { status, code, message },
+            _ => self.not_understood(status),
         }
     }
 
@@ -186,5 +226,22 @@ impl ApiClient {
             cause = inner.source();
         }
         ApiClientError::Unreachable { base: self.base.clone(), reason }
+    }
+}
+
+fn with_json(
+    request: reqwest::RequestBuilder,
+    body: &impl Serialize,
+) -> Result<reqwest::RequestBuilder, ApiClientError> {
+    let body = serde_json::to_vec(body).map_err(|error| ApiClientError::Setup(error.to_string()))?;
+    Ok(request.header(CONTENT_TYPE, "application/json").body(body))
+}
+
+impl std::fmt::Debug for Download {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Download")
+            .field("etag", &self.etag)
+            .field("size_bytes", &self.size_bytes)
+            .finish_non_exhaustive()
     }
 }

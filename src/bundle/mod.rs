@@ -15,7 +15,9 @@ mod import;
 mod intake;
 mod layout;
 mod migration;
+mod plan;
 mod reading;
+mod receiving;
 mod recording;
 mod selection;
 mod sending;
@@ -25,11 +27,14 @@ mod tree;
 mod writing;
 
 pub use error::BundleError;
-pub use export::{Destination, Exported, ExportedImage, export};
+pub use export::export;
 pub use import::{Canonical, Imported, ImportedImage, Options, Source, check_room, import, pin_name};
+pub use plan::{Exported, ExportedImage, Plan};
+pub use receiving::receive;
 pub use selection::Wanted;
 pub use sending::{Sending, send};
 pub use tar::InvalidTar;
+pub use writing::Destination;
 
 /// How far an export or import has come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
 use super::error::BundleError;
 use super::layout::{IMAGES_MAX, Listed, Name};
@@ -12,16 +13,25 @@ use crate::oci::{Digest, ImageName, Reference, Repository};
 use crate::store::{PinName, Store};
 
 /// What is to be exported.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Wanted {
     /// These images.
+    #[serde(default)]
     pub images: Vec<ImageName>,
     /// And all of this pin.
+    #[serde(default)]
     pub pin: Option<PinName>,
     /// Of images for several platforms only these, such as `linux/amd64`; empty is what the pin says, or all.
+    #[serde(default)]
     pub platforms: Vec<String>,
     /// What refers to the images (signatures, SBOMs) as well.
+    #[serde(default = "yes")]
     pub referrers: bool,
+}
+
+const fn yes() -> bool {
+    true
 }
 
 /// What travels.

@@ -28,6 +28,18 @@ pub(super) trait Sink {
     fn finish(&mut self) -> impl Future<Output = Result<(), BundleError>> + Send;
 }
 
+/// Where a bundle is written to.
+pub enum Destination {
+    /// A tar archive, which gets its name when it is whole.
+    File(PathBuf),
+    /// A folder, which gets its name when it is whole.
+    Folder(PathBuf),
+    /// A tar archive on the standard output.
+    Stdout,
+    /// A tar archive into whatever takes it.
+    Stream(Pin<Box<dyn AsyncWrite + Send>>),
+}
+
 /// Where an archive goes.
 pub(super) enum Target {
     File(Outgoing),
@@ -48,6 +60,38 @@ pub(super) struct Folder {
     open: Option<(PathBuf, Outgoing)>,
 }
 
+// === impl Destination ===
+
+impl std::fmt::Debug for Destination {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::File(path) => f.debug_tuple("File").field(path).finish(),
+            Self::Folder(path) => f.debug_tuple("Folder").field(path).finish(),
+            Self::Stdout => f.write_str("Stdout"),
+            Self::Stream(_) => f.write_str("Stream"),
+        }
+    }
+}
+
+// === impl Target ===
+
+impl Target {
+    pub(super) async fn write(&mut self, bytes: Bytes) -> io::Result<()> {
+        match self {
+            Self::File(outgoing) => outgoing.write(bytes).await,
+            Self::Stream(stream) => stream.write_all(&bytes).await,
+        }
+    }
+
+    /// Has what was written be there for good.
+    pub(super) async fn end(&mut self) -> io::Result<()> {
+        match self {
+            Self::File(outgoing) => outgoing.sync().await,
+            Self::Stream(stream) => stream.shutdown().await,
+        }
+    }
+}
+
 // === impl Archive ===
 
 impl Archive {
@@ -61,11 +105,7 @@ impl Archive {
     }
 
     async fn send(&mut self, bytes: Bytes) -> Result<(), BundleError> {
-        let sent: io::Result<()> = match &mut self.target {
-            Target::File(outgoing) => outgoing.write(bytes).await,
-            Target::Stream(stream) => stream.write_all(&bytes).await,
-        };
-        sent.map_err(BundleError::Stream)
+        self.target.write(bytes).await.map_err(BundleError::Stream)
     }
 }
 
@@ -95,11 +135,7 @@ impl Sink for Archive {
     async fn finish(&mut self) -> Result<(), BundleError> {
         self.buffer.extend_from_slice(&end());
         self.flush().await?;
-        let finished = match &mut self.target {
-            Target::File(outgoing) => outgoing.sync().await,
-            Target::Stream(stream) => stream.shutdown().await,
-        };
-        finished.map_err(BundleError::Stream)
+        self.target.end().await.map_err(BundleError::Stream)
     }
 }
 

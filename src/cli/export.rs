@@ -4,15 +4,17 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
+use http::Method;
 use serde_json::json;
 
-use crate::bundle::{Destination, Exported, Progress, Wanted, export};
+use crate::api_client::{ApiClient, ApiClientError, Download};
+use crate::bundle::{BundleError, Destination, Exported, Progress, Wanted, export, receive};
 use crate::config::PlatformName;
 use crate::oci::ImageName;
 use crate::store::PinName;
 
 use super::fail;
-use super::store::{Place, StoreArgs, bar, show_bundle, size, unless_interrupted, with_store};
+use super::store::{Place, StoreArgs, bar, refused, show_bundle, size, unless_interrupted, with_store};
 
 /// The arguments of `export`.
 #[derive(Debug, Args)]
@@ -59,10 +61,6 @@ Signatures and the like travel in the bundle too, listed in a file of their own 
 /// Runs the command.
 pub(super) fn run(args: &Export) -> ExitCode {
     with_store(&args.store, async |place| {
-        let store = match place {
-            Place::Stopped(store, _) => store,
-            Place::Running(_) => return fail("a server runs on this store; stop it, export, and start it again"),
-        };
         let images = match place.canonical_if_known(&args.images).into_iter().collect::<Result<Vec<_>, _>>() {
             Ok(images) => images,
             Err(message) => return fail(&message),
@@ -79,17 +77,48 @@ pub(super) fn run(args: &Export) -> ExitCode {
         };
         let bar = bar();
         let show = |progress: &Progress| show_bundle(&bar, progress);
-        let exported = unless_interrupted(export(store, &wanted, destination, &show)).await;
+        let exporting = async {
+            match place {
+                Place::Stopped(store, _) => export(store, &wanted, destination, &show).await.map_err(Failed::Here),
+                Place::Running(server) => fetch(server, &wanted, destination, &show).await,
+            }
+        };
+        let exported = unless_interrupted(exporting).await;
         bar.finish_and_clear();
         match exported {
             Some(Ok(exported)) => {
                 print(&exported, args);
                 ExitCode::SUCCESS
             }
-            Some(Err(error)) => fail(&error.to_string()),
+            Some(Err(failed)) => failed.tell(),
             None => fail("interrupted; nothing was exported"),
         }
     })
+}
+
+/// Why nothing was exported.
+enum Failed {
+    Here(BundleError),
+    There(ApiClientError),
+    OnTheWay(BundleError),
+    /// A tag moved, or something was removed, between two questions.
+    Changed,
+}
+
+/// Has a server that uses the store write the bundle.
+async fn fetch(
+    server: &ApiClient,
+    wanted: &Wanted,
+    destination: Destination,
+    show: &(dyn Fn(&Progress) + Send + Sync),
+) -> Result<Exported, Failed> {
+    let exported: Exported = server.send(Method::POST, "/exports/plan", Some(wanted)).await.map_err(Failed::There)?;
+    let Download { etag, size_bytes, bytes } = server.download("/exports", wanted).await.map_err(Failed::There)?;
+    if etag != Some(exported.sums.to_string()) {
+        return Err(Failed::Changed);
+    }
+    receive(bytes, size_bytes, destination, show).await.map_err(Failed::OnTheWay)?;
+    Ok(exported)
 }
 
 /// Tells what travels: people on the standard error, for the output may be the bundle.
@@ -117,6 +146,21 @@ fn print(exported: &Exported, args: &Export) {
         eprintln!(
             "docker without its containerd image store can't load this bundle: not all in it are images for one platform"
         );
+    }
+}
+
+// === impl Failed ===
+
+impl Failed {
+    fn tell(&self) -> ExitCode {
+        match self {
+            Self::OnTheWay(error @ BundleError::Stream(_)) => {
+                fail(&format!("{error}; nothing was exported, and the server's log says why, if it knows"))
+            }
+            Self::Here(error) | Self::OnTheWay(error) => fail(&error.to_string()),
+            Self::There(error) => refused(error),
+            Self::Changed => fail("what was asked for has just changed; nothing was exported, run it again"),
+        }
     }
 }
 

@@ -111,6 +111,10 @@ async fn every_answer_is_what_the_description_says() {
     let seeding =
         Request::new("POST", "/api/v1/seeds").body(br#"{"images": [{"image": "app:v1"}, {"image": "none:v1"}]}"#);
     check_answer(&document, "/seeds", "post", &mirror.send_admin(&seeding).await);
+    let planning = Request::new("POST", "/api/v1/exports/plan").body(br#"{"images": ["app:v1"]}"#);
+    let planned = mirror.send_admin(&planning).await;
+    assert_eq!(planned.status(), 200);
+    check_answer(&document, "/exports/plan", "post", &planned);
     for (path, asked) in [
         ("/have", "/have?image=app:v1&platforms=linux/amd64"),
         ("/have", "/have?image=none:v1&referrers=false"),

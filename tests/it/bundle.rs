@@ -6,7 +6,7 @@ use std::process::{Command, Output};
 
 use tempfile::TempDir;
 
-use crate::support::client::{Request, send};
+use crate::support::client::{Connection, Request, send};
 use crate::support::images::{Image, Index, Manifest, sha256};
 use crate::support::mirror::{blob, manifest};
 use crate::support::program::{Program, Serving};
@@ -169,7 +169,6 @@ async fn what_was_carried_over_is_served_without_upstream() {
         let referrers = send(serving.addr, &Request::get(referrers)).await.json();
         assert_eq!(referrers["manifests"][0]["digest"], world.signature.manifest.digest.as_str());
         assert_eq!(referrers["manifests"][0]["artifactType"], "application/x.signature");
-        assert!(fails(&site.run("export", &[APP, "-o", &path("x.tar")])).contains("stop it"));
         serving.kill();
         let pin = source.split('.').next().unwrap();
         assert!(succeeds(&site.run("pin", &[])).contains(&format!("{pin}  {APP} {TOOL}")));
@@ -212,6 +211,75 @@ async fn a_server_takes_in_bundles_while_it_serves() {
         serving.kill();
         assert!(succeeds(&site.run("verify", &[])).contains("0 are wrong"));
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_writes_bundles_while_it_serves_and_they_are_the_same() {
+    let world = World::new().await;
+    let (program, folder) = world.carried().await;
+    let path = |name: &str| in_folder(&folder, name);
+    let bytes = std::fs::read(path("site.tar")).unwrap();
+    let serving = program.serve().await;
+    let said = succeeds(&program.run("export", &[APP, TOOL, "-o", &path("live.tar")]));
+    assert!(said.contains("linux/amd64 linux/arm64") && said.contains("refers to them"), "{said}");
+    assert!(std::fs::read(path("live.tar")).unwrap() == bytes);
+    let server = format!("http://{}", serving.admin);
+    let arguments = ["export", "--server", server.as_str(), "tool:v2", "app:v1", "-o", "-"];
+    let streamed = Command::new(env!("CARGO_BIN_EXE_cachalot")).args(arguments).output().unwrap();
+    assert!(streamed.stdout == bytes, "{}", String::from_utf8_lossy(&streamed.stderr));
+    succeeds(&program.run("export", &[APP, TOOL, "-o", &path("live/")]));
+    let sums = Command::new("sha256sum").args(["--check", "--strict", "SHA256SUMS"]).current_dir(path("live")).output();
+    assert_eq!(succeeds(&sums.unwrap()).lines().count(), 19);
+    let said = fails(&program.run("export", &[APP, "-o", &path("live/")]));
+    assert!(said.contains("is there already"), "{said}");
+    assert!(serving.logged().contains("bundle exported"), "{}", serving.logged());
+
+    let missing = fails(&program.run("export", &["nobody:1", "-o", &path("live.tar")]));
+    assert!(missing.contains("docker.io/library/nobody:1 is not held"), "{missing}");
+    for (body, status) in [
+        (r#"{"images": ["nobody:1"]}"#, 404),
+        (r#"{"pin": "nobody"}"#, 404),
+        (r#"{"images": []}"#, 400),
+        (r#"{"images": ["app:v1"], "platform": ["linux/amd64"]}"#, 400),
+        (r#"{"images": ["app:v1"], "platforms": ["plan9/mips"]}"#, 409),
+    ] {
+        for route in ["exports", "exports/plan"] {
+            let request = Request::new("POST", format!("/api/v1/{route}")).body(body.as_bytes());
+            assert_eq!(send(serving.admin, &request).await.status(), status, "{route} {body}");
+        }
+    }
+    serving.kill();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bundle_that_a_server_can_not_write_to_its_end_is_none() {
+    let world = World::new().await;
+    let (program, folder) = world.carried().await;
+    let path = |name: &str| in_folder(&folder, name);
+    let serving = program.serve().await;
+    let layer = &world.image.layers[0];
+    let hex = layer.digest.strip_prefix("sha256:").unwrap();
+    let mut wrong = layer.bytes.to_vec();
+    wrong[4_000_000] ^= 1;
+    std::fs::write(program.data().join("v1/blobs/sha256").join(&hex[..2]).join(hex), &wrong).unwrap();
+    for output in ["new.tar", "new/"] {
+        let said = fails(&program.run("export", &[TOOL, "-o", &path(output)]));
+        assert!(said.contains("the stream broke") && said.contains("the server's log"), "{said}");
+        assert!(!folder.path().join(output).exists());
+    }
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "the bundle that was there");
+    assert!(serving.logged().contains(&format!("an export broke off: {} is damaged", layer.digest)));
+    // A client that is gone in the middle costs nothing, and its turn is given back.
+    for _ in 0..5 {
+        let request = Request::new("POST", "/api/v1/exports").body(br#"{"images": ["app:v1"]}"#);
+        let mut client = Connection::open(serving.admin).await;
+        client.send(&request).await;
+        let head = client.head().await;
+        assert!([200, 409].contains(&head.status), "{head:?}");
+    }
+    let export = || program.run("export", &[APP, "-o", &path("app.tar")]).status.success();
+    until("it is exported again", export).await;
+    serving.kill();
 }
 
 #[tokio::test(flavor = "multi_thread")]

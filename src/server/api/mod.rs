@@ -1,6 +1,7 @@
 //! The API of the admin listener below `/api/v1/`: its routes, and what their handlers share.
 
 mod error;
+mod exports;
 mod fills;
 mod guard;
 mod history;
@@ -55,6 +56,8 @@ struct Shared {
     jobs: Jobs,
     /// Turns to take in a bundle.
     importing: Arc<Semaphore>,
+    /// Turns to write one.
+    exporting: Arc<Semaphore>,
     guard: RwLock<Arc<Guard>>,
     parts: RwLock<Option<Parts>>,
     reload: RwLock<Option<Arc<dyn Reload>>>,
@@ -96,6 +99,7 @@ impl Api {
             history,
             jobs,
             importing: Arc::new(Semaphore::new(imports::AT_ONCE)),
+            exporting: Arc::new(Semaphore::new(exports::AT_ONCE)),
             guard: RwLock::new(Arc::new(guard)),
             parts: RwLock::new(None),
             reload: RwLock::new(None),
@@ -138,6 +142,8 @@ impl Api {
             .route("/images", get(images::list).delete(images::remove))
             .route("/images/parts", get(images::parts))
             .route("/layers", get(images::layers).delete(images::remove_unused))
+            .route("/exports", post(exports::give).layer(DefaultBodyLimit::max(exports::BODY_BYTES_MAX)))
+            .route("/exports/plan", post(exports::plan).layer(DefaultBodyLimit::max(exports::BODY_BYTES_MAX)))
             .route("/imports", post(imports::take))
             .route("/imports/room", post(imports::room).layer(DefaultBodyLimit::max(imports::ROOM_BYTES_MAX)))
             .route("/pins", get(pins::list))
