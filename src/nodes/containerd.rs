@@ -14,7 +14,12 @@ pub(super) fn files(wanted: &Wanted) -> Vec<ClientFile> {
         // Names with a port are spelled so, for Windows' sake.
         let folder = registry.map_or_else(|| ALL.to_owned(), |registry| folder(registry.as_str()));
         let path = format!("{folder}/hosts.toml");
-        ClientFile::new(format!("/etc/containerd/certs.d/{path}"), Some(&path), text(wanted, registry))
+        let place = format!("/etc/containerd/certs.d/{path}");
+        // Headers are there for credentials.
+        ClientFile {
+            is_secret: !wanted.headers.is_empty(),
+            ..ClientFile::new(place, Some(&path), text(wanted, registry))
+        }
     };
     let mut files: Vec<_> = match &wanted.registries[..] {
         [] => vec![file(None)],

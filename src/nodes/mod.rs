@@ -107,6 +107,8 @@ pub struct ClientFile {
     pub path: Option<String>,
     /// What it says.
     pub text: String,
+    /// It has a credential in it, so that nobody but its owner may read it.
+    pub is_secret: bool,
     /// What there is to know, in sentences.
     pub notes: Vec<&'static str>,
 }
@@ -266,7 +268,7 @@ impl Wanted {
 
 impl ClientFile {
     fn new(place: impl Into<String>, path: Option<&str>, text: String) -> Self {
-        Self { place: place.into(), path: path.map(str::to_owned), text, notes: Vec::new() }
+        Self { place: place.into(), path: path.map(str::to_owned), text, is_secret: false, notes: Vec::new() }
     }
 
     fn with(mut self, note: &'static str) -> Self {

@@ -70,8 +70,8 @@ const BEFORE: &str = "before-cachalot";
 
 /// Puts files into a folder, atomically each. Ours of an earlier run that are not among them are taken back.
 pub fn place(folder: &Path, files: &[ClientFile]) -> Result<Done, PlacingError> {
-    let files: BTreeMap<&str, &str> =
-        files.iter().filter_map(|file| Some((file.path.as_deref()?, &*file.text))).collect();
+    let files: BTreeMap<&str, &ClientFile> =
+        files.iter().filter_map(|file| Some((file.path.as_deref()?, file))).collect();
     if files.is_empty() {
         return Err(PlacingError::NoFiles);
     }
@@ -84,10 +84,11 @@ pub fn place(folder: &Path, files: &[ClientFile]) -> Result<Done, PlacingError> 
     for path in gone {
         notes.take_back(folder, &path, &mut done)?;
     }
-    for (path, text) in files {
+    for (path, &ClientFile { ref text, is_secret, .. }) in files {
         let target = inside(folder, path)?;
         let present = read(&target)?;
-        if present.as_deref() == Some(text.as_bytes()) && notes.files.contains_key(path) {
+        let is_told = is_secret && is_open(&target)?;
+        if present.as_deref() == Some(text.as_bytes()) && notes.files.contains_key(path) && !is_told {
             continue;
         }
         // What somebody put in place of ours since then is theirs, and comes back in the end.
@@ -109,7 +110,7 @@ pub fn place(folder: &Path, files: &[ClientFile]) -> Result<Done, PlacingError> 
             remove(&before)?;
             fs::hard_link(&target, &before).map_err(at(&before))?;
         }
-        publish(&target, text.as_bytes(), 0o644)?;
+        publish(&target, text.as_bytes(), if is_secret { 0o600 } else { 0o644 })?;
         done.push(format!("wrote {}", target.display()));
     }
     notes.write(folder)?;
@@ -226,6 +227,15 @@ fn read(path: &Path) -> Result<Option<Vec<u8>>, PlacingError> {
     match fs::read(path) {
         Ok(bytes) => Ok(Some(bytes)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(at(path)(error)),
+    }
+}
+
+/// Whether others than its owner may read what is there, if anything is.
+fn is_open(path: &Path) -> Result<bool, PlacingError> {
+    match fs::metadata(path) {
+        Ok(facts) => Ok(facts.permissions().mode() & 0o077 != 0),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(at(path)(error)),
     }
 }

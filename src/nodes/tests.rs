@@ -232,6 +232,25 @@ fn what_somebody_changed_since_then_is_left_alone() {
 }
 
 #[test]
+fn a_credential_is_for_its_owner_alone() {
+    let folder = used();
+    let open = wanted(&["docker.io"]);
+    let closed = Wanted { headers: vec![("Authorization".to_owned(), "Basic eDp5".to_owned())], ..open.clone() };
+    let mode = || fs::metadata(folder.path().join("docker.io/hosts.toml")).unwrap().permissions().mode() & 0o777;
+    for (wanted, expected) in [(&open, 0o644), (&closed, 0o600), (&open, 0o644)] {
+        place(folder.path(), &files_of(Client::Containerd, wanted)).unwrap();
+        assert_eq!(mode(), expected);
+    }
+    // One that an earlier version left open is closed, though nothing in it changes.
+    let files = files_of(Client::Containerd, &closed);
+    place(folder.path(), &files).unwrap();
+    fs::set_permissions(folder.path().join("docker.io/hosts.toml"), fs::Permissions::from_mode(0o644)).unwrap();
+    assert_eq!(place(folder.path(), &files).unwrap().len(), 1);
+    assert_eq!(mode(), 0o600);
+    assert_eq!(place(folder.path(), &files).unwrap(), [""; 0]);
+}
+
+#[test]
 fn links_that_lead_elsewhere_are_not_followed() {
     let (folder, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     symlink(elsewhere.path(), folder.path().join("docker.io")).unwrap();
