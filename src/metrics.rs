@@ -327,6 +327,13 @@ impl Metrics {
         }
     }
 
+    /// Makes the series of file-system operations appear, at zero: an alert sees no increase in what was not there before.
+    pub fn declare_operations(&self, ops: impl IntoIterator<Item = &'static str>) {
+        for op in ops {
+            let _ = self.store_errors.get_or_create(&OpLabels { op });
+        }
+    }
+
     /// Body bytes received from all upstreams that were declared.
     pub fn upstream_bytes_in_all(&self) -> u64 {
         self.upstreams.lock().iter().map(|labels| self.upstream_bytes.get_or_create(labels).get()).sum()

@@ -68,6 +68,7 @@ const SLICES_MAX: usize = 1024;
 
 impl Disk {
     pub(super) fn new(faults: Option<Arc<dyn Faults>>, metrics: Arc<Metrics>) -> Self {
+        metrics.declare_operations(Op::ALL.map(Op::as_str));
         let health = Arc::new(Health::new(metrics.clone()));
         Self { faults, metrics, health }
     }

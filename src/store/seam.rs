@@ -84,6 +84,28 @@ pub enum Change<'a> {
 // === impl Op ===
 
 impl Op {
+    /// All of them.
+    pub const ALL: [Self; 18] = [
+        Self::CreateFolder,
+        Self::ListFolder,
+        Self::SyncFolder,
+        Self::RemoveFolder,
+        Self::Create,
+        Self::Open,
+        Self::Size,
+        Self::Resize,
+        Self::Read,
+        Self::Write,
+        Self::SetMode,
+        Self::SetTime,
+        Self::Sync,
+        Self::Rename,
+        Self::Remove,
+        Self::Free,
+        Self::Lock,
+        Self::Parse,
+    ];
+
     /// The operation as a verb: in messages and as the metric label.
     pub const fn as_str(self) -> &'static str {
         match self {
