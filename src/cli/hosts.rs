@@ -16,7 +16,7 @@ use super::fail;
 /// What clients are to be told.
 #[derive(Debug, Args)]
 pub(super) struct Told {
-    /// The mirror's address as clients reach it, such as <http://10.0.0.7:5050>; may be repeated
+    /// The mirror's address as clients reach it, such as `http://10.0.0.7:5050`; may be repeated
     #[arg(long, value_name = "URL")]
     mirror: Vec<MirrorUrl>,
     /// A registry that is mirrored; may be repeated. Otherwise all, or those that need no configuration
@@ -47,8 +47,8 @@ pub(super) struct Told {
 #[command(after_long_help = HELP)]
 pub(super) struct Hosts {
     /// Whose configuration
-    #[arg(value_name = "CLIENT")]
-    client: Client,
+    #[arg(value_name = "CLIENT", required_unless_present = "undo")]
+    client: Option<Client>,
     #[command(flatten)]
     told: Told,
     /// Write the files into this folder: containerd's certs.d, registries.conf.d, …
@@ -70,21 +70,31 @@ pub(super) fn run(args: &Hosts) -> ExitCode {
     if let Some(folder) = &args.undo {
         return said(take_back(folder));
     }
+    // Without the other option there is one.
+    let Some(client) = args.client else { return fail("say whose configuration is wanted, such as containerd") };
     let told = &args.told;
-    if !told.except.is_empty() && args.client != Client::Containerd {
+    if !told.except.is_empty() && client != Client::Containerd {
         return fail("only containerd can be told of exceptions: name the registries that are mirrored, by --registry");
     }
     let wanted = match told.wanted() {
         Ok(wanted) => wanted,
         Err(problem) => return fail(&problem),
     };
+    if let Some(registry) = wanted.registries.iter().find(|registry| !client.can_name(registry)) {
+        let client = client.name();
+        return fail(&format!(
+            "{client} asks a mirror for MIRROR/REGISTRY/IMAGE, and {registry} can't stand there for its colon: give this upstream \
+             an alias on the mirror, such as aliases = [\"corp\"], print the configuration for another registry, and write \
+             MIRROR/corp where that has MIRROR/REGISTRY"
+        ));
+    }
     for mirror in wanted.mirrors.iter().filter(|mirror| mirror.is_cluster_name()) {
         eprintln!(
             "cachalot: {} looks like a name inside a cluster, which nodes can't look up; give an address",
             mirror.host
         );
     }
-    let files = files_of(args.client, &wanted);
+    let files = files_of(client, &wanted);
     if let Some(folder) = &args.write {
         return said(place(folder, &files));
     }
@@ -151,6 +161,7 @@ impl ValueEnum for Client {
     }
 
     fn to_possible_value(&self) -> Option<PossibleValue> {
-        Some(PossibleValue::new(self.name()))
+        let value = PossibleValue::new(self.name());
+        Some(if *self == Self::K3s { value.alias("rke2") } else { value })
     }
 }

@@ -87,7 +87,7 @@ fn announce(config: &Config, running: &Running) {
         );
     }
     for address in &running.admin {
-        tracing::info!(%address, "health and metrics on {}://{address}/readyz and /metrics", scheme(&config.admin.tls));
+        tracing::info!(%address, "health and metrics on {}://{address}/readyz and /metrics, and a page for people at /", scheme(&config.admin.tls));
     }
     for address in &running.listen {
         tracing::info!(%address, offline = config.offline, "serving on {}://{address}/v2/", scheme(&config.server.tls));

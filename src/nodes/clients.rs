@@ -19,6 +19,7 @@ pub(super) fn docker(wanted: &Wanted) -> Vec<ClientFile> {
         ClientFile::new("/etc/docker/daemon.json", Some("daemon.json"), text)
             .with("dockerd uses mirrors for Docker Hub alone, and names no registry: the mirror's default upstream must be docker.io.")
             .with("With Docker's containerd image store, the files of `cachalot hosts containerd` in /etc/docker/certs.d work for every registry.")
+            .with_if(wanted.ca_file.is_some(), "The authority of the mirror's certificate belongs into /etc/docker/certs.d/HOST:PORT/ca.crt.")
             .with("dockerd reads it on SIGHUP: systemctl reload docker. It has no strict form: Docker Hub is always asked last."),
     ]
 }
@@ -44,7 +45,11 @@ pub(super) fn podman(wanted: &Wanted, is_crio: bool) -> Vec<ClientFile> {
     }
     let place = "/etc/containers/registries.conf.d/50-cachalot.conf";
     let mut file = ClientFile::new(place, Some("50-cachalot.conf"), text)
-        .with("These clients choose a mirror once for each image, at its manifest.");
+        .with("These clients choose a mirror once for each image, at its manifest.")
+        .with_if(
+            wanted.ca_file.is_some(),
+            "The authority of the mirror's certificate belongs into /etc/containers/certs.d/HOST:PORT/ca.crt.",
+        );
     if is_crio {
         file = file.with("CRI-O reads it on SIGHUP: systemctl reload crio.");
     }

@@ -134,6 +134,7 @@ fn each_thing_that_is_wrong_is_found_by_its_own_words() {
         (with(DAEMON, "{\"debug\": true}"), "registry-mirrors does not name the mirror"),
         (with(DAEMON, format!("{{\"registry-mirrors\": [\"{MIRROR}\"]}}")), "insecure-registries does not allow that"),
         (with(PODMAN, podman("5050/docker.io", "5050")), "these clients name no registry"),
+        (with(PODMAN, podman("5050/docker.io", "5050/docker.io:443")), "no image has a colon there"),
         (with(PODMAN, podman("insecure = true", "")), "is without TLS, and is asked with it"),
         (with(PODMAN, podman("prefix =", "mirror-by-digest-only = true\nprefix =")), "for digests only"),
         (with(PODMAN, podman("prefix =", "blocked = true\nprefix =")), "docker.io is blocked"),

@@ -171,6 +171,12 @@ impl Client {
         Self::Minikube,
     ];
 
+    /// Whether it can be told of a registry of this name. Some put the name into the image's path, which has no room for a port.
+    pub fn can_name(self, registry: &RegistryName) -> bool {
+        let in_path = matches!(self, Self::Podman | Self::Crio | Self::Openshift | Self::Kaniko);
+        !(in_path && registry.as_str().contains(':'))
+    }
+
     /// Its name on the command line.
     pub fn name(self) -> &'static str {
         match self {
@@ -274,6 +280,10 @@ impl ClientFile {
     fn with(mut self, note: &'static str) -> Self {
         self.notes.push(note);
         self
+    }
+
+    fn with_if(self, is_so: bool, note: &'static str) -> Self {
+        if is_so { self.with(note) } else { self }
     }
 }
 

@@ -112,6 +112,12 @@ pub fn place(folder: &Path, files: &[ClientFile]) -> Result<Done, PlacingError> 
         }
         publish(&target, text.as_bytes(), if is_secret { 0o600 } else { 0o644 })?;
         done.push(format!("wrote {}", target.display()));
+        if had {
+            let kept = before.display();
+            done.push(format!(
+                "what was there is kept as {kept}; it is not read there, so add what you need of it to the new file"
+            ));
+        }
     }
     notes.write(folder)?;
     Ok(done)

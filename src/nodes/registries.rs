@@ -110,7 +110,11 @@ fn entry_of(prefix: &str, entry: &Entry, mirror: Option<&MirrorUrl>, found: &mut
         let is_plain = is_true(one, "insecure");
         let scheme = if is_plain { "http" } else { "https" };
         found.mirrors.extend(format!("{scheme}://{host}").parse::<MirrorUrl>());
-        if path != prefix && !path.starts_with(&format!("{prefix}/")) {
+        if path.contains(':') {
+            let what =
+                format!("the mirror's location is {location:?}: no image has a colon there, so none can be pulled");
+            found.say(place, what, format!("an alias of this upstream on the mirror, and location = \"{host}/ALIAS\""));
+        } else if path != prefix && !path.starts_with(&format!("{prefix}/")) && !prefix.contains(':') {
             let what =
                 format!("the mirror's location is {location:?}: these clients name no registry, so the path must");
             found.say(place, what, format!("location = \"{host}/{prefix}\""));

@@ -251,6 +251,22 @@ fn a_credential_is_for_its_owner_alone() {
 }
 
 #[test]
+fn who_replaces_a_file_is_told_where_it_is_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("daemon.json"), "{}").unwrap();
+    let done = place(folder.path(), &files_of(Client::Docker, &wanted(&[]))).unwrap();
+    assert!(done[1].contains("daemon.json.before-cachalot; it is not read there"), "{done:?}");
+}
+
+#[test]
+fn a_registry_with_a_port_has_no_place_in_a_path() {
+    let with_port: RegistryName = "registry.corp:5000".parse().unwrap();
+    let refused: Vec<_> = Client::ALL.into_iter().filter(|client| !client.can_name(&with_port)).collect();
+    assert_eq!(refused, [Client::Podman, Client::Crio, Client::Openshift, Client::Kaniko]);
+    assert!(Client::ALL.into_iter().all(|client| client.can_name(&"registry.corp".parse().unwrap())));
+}
+
+#[test]
 fn links_that_lead_elsewhere_are_not_followed() {
     let (folder, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     symlink(elsewhere.path(), folder.path().join("docker.io")).unwrap();

@@ -162,7 +162,9 @@ impl UpstreamErrorKind {
             Self::Certificate => {
                 "if it is signed by an authority of your own, set ca_file for this upstream; else somebody may be in between"
             }
-            Self::Tls => "check that it speaks TLS, and this upstream's ca_file and client_cert",
+            Self::Tls => {
+                "check that it speaks TLS (if it speaks plain HTTP, give it endpoints = [\"http://HOST:PORT\"]), and this upstream's ca_file and client_cert"
+            }
             Self::Timeout(Phase::Queue) => "try again, or raise max_connections for this upstream",
             Self::Timeout(Phase::Connect | Phase::Header | Phase::Body) | Self::Broken => {
                 "check the registry and the network on the way to it"
